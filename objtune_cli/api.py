@@ -77,7 +77,7 @@ def project(
         if isinstance(values, Mapping)
         for k, v in values.items()
     ]
-    layers = Settings(found.settings, given=given)
+    layers = Settings(found.settings, flags=given)
     report = LogReporter(on_step) if on_step else LogReporter()
     for note in layers.notes:
         report.note(note)

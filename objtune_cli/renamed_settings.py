@@ -132,17 +132,17 @@ def join(section: str, name: str) -> str:
 
 def current(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of one section under their names of today; whatever the table does not list stays as it is."""
-    found: dict[str, Any] = {}
+    present: dict[str, Any] = {}
     for name, value in values.items():
         renamed = RENAMED.get(join(section, name))
-        found[renamed.key.rpartition(".")[2] if renamed else name] = renamed.value(value) if renamed else value
-    return found
+        present[renamed.key.rpartition(".")[2] if renamed else name] = renamed.value(value) if renamed else value
+    return present
 
 
 def former(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The reverse of `current`: what was measured under former names is found by them."""
     named = {renamed.key: (key, renamed) for key, renamed in RENAMED.items()}
-    found: dict[str, Any] = {}
+    restored: dict[str, Any] = {}
     for name, value in values.items():
         key, renamed = named.get(join(section, name), (name, None))
         before = (
@@ -150,8 +150,8 @@ def former(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
             if renamed
             else []
         )
-        found[key.rpartition(".")[2]] = before[0] if before else value
-    return found
+        restored[key.rpartition(".")[2]] = before[0] if before else value
+    return restored
 
 
 def of_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +165,10 @@ def of_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in config.items() if f"compose.{name}" in RENAMED}
         rest = {name: value for name, value in config.items() if name not in own}
         return current("generate", rest) | current("compose", own)
-    found = current(_OF_KIND.get(kind, ""), config)
-    if kind == "embedding" and "tower" in found:  # a CLIP model that is not the base's own
-        found["clip_model"] = found.pop("tower")
-    return found
+    settings = current(_OF_KIND.get(kind, ""), config)
+    if kind == "embedding" and "tower" in settings:  # a CLIP model that is not the base's own
+        settings["clip_model"] = settings.pop("tower")
+    return settings
 
 
 def today(key: str) -> str:

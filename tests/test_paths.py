@@ -101,13 +101,13 @@ def test_paths_in_objtune_toml_start_at_its_folder(home: Path) -> None:
     assert settings.resolve(Common).clip_model == f"{home / 'tiny'},openai/clip"
     assert settings.resolve(Segment).sam_checkpoint == str(home / "sam.pth")
     said = Settings(
-        file, environment={"OBJTUNE_BASE": "~/x", "OBJTUNE_SEGMENT_SAM_CHECKPOINT": "a.pth"}, given=["base=~/y"]
+        file, environment={"OBJTUNE_BASE": "~/x", "OBJTUNE_SEGMENT_SAM_CHECKPOINT": "a.pth"}, flags=["base=~/y"]
     )
     assert said.resolve(Common).base == str(home / "y")
     assert said.resolve(Common, base="~/z").base == str(home / "z")
     assert said.resolve(Segment).sam_checkpoint == "a.pth"
     with pytest.raises(UsageError, match=r"--set base: ~nobody-at-all/x: there is no home folder"):
-        Settings(file, environment={}, given=["base=~nobody-at-all/x"]).resolve(Common)
+        Settings(file, environment={}, flags=["base=~nobody-at-all/x"]).resolve(Common)
 
 
 def test_home_folders_at_every_entrance(cli, home: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

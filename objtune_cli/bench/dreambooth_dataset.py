@@ -52,7 +52,7 @@ class DreamBoothSubject:
         return [text.replace(TOKEN_AND_CLASS, thing) for text in self.prompts]
 
 
-def read_subjects(folder: Path, count: int | None, chosen: str, live: tuple[str, ...]) -> list[DreamBoothSubject]:
+def read_subjects(folder: Path, count: int | None, photo_name: str, live: tuple[str, ...]) -> list[DreamBoothSubject]:
     """Read the first `count` subjects of the table, or all, and decode each of their photos once.
 
     Args:
@@ -72,25 +72,27 @@ def read_subjects(folder: Path, count: int | None, chosen: str, live: tuple[str,
         raise InputError(
             f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
         )
-    found = [_read_subject(folder, name, kind, prompts, chosen, live) for name, kind in list(classes.items())[:count]]
-    for subject in found:
+    subjects = [
+        _read_subject(folder, name, kind, prompts, photo_name, live) for name, kind in list(classes.items())[:count]
+    ]
+    for subject in subjects:
         for path, _ in subject.photos:
             decoded = photo.read(path)
             if subject.mask and path == subject.train_photo:
                 mask.read(subject.mask, decoded)
-    return found
+    return subjects
 
 
 def _read_subject(
-    folder: Path, name: str, kind: str, prompts: dict[str, list[str]], chosen: str, live: tuple[str, ...]
+    folder: Path, name: str, kind: str, prompts: dict[str, list[str]], photo_name: str, live: tuple[str, ...]
 ) -> DreamBoothSubject:
     place = folder / name
     here = sorted(p for p in place.iterdir() if _is_photo(p)) if place.is_dir() else []
     if not here:
         raise InputError(f"{place} holds no photo", f"put its photos there, or take {name} out of {folder / LISTING}")
-    learned = next((p for p in here if not chosen or chosen in (p.name, p.stem)), None)
+    learned = next((p for p in here if not photo_name or photo_name in (p.name, p.stem)), None)
     if learned is None:
-        raise InputError(f"{place} has no photo {chosen}", f"it has {', '.join(p.name for p in here)}")
+        raise InputError(f"{place} has no photo {photo_name}", f"it has {', '.join(p.name for p in here)}")
     way = "live" if kind in live else "objects"
     if not prompts[way]:
         heading = next(heading for heading, part in HEADINGS.items() if part == way)
@@ -146,8 +148,8 @@ def _read_listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
-        with open_regular(file) as opened:
-            text = opened.read(MAX_BYTES + 1)
+        with open_regular(file) as stream:
+            text = stream.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise InputError(f"{file} has more than {MAX_BYTES >> 20} MiB", ADVICE)
         return iter(enumerate(text.decode("utf-8-sig").splitlines(), 1))

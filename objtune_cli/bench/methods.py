@@ -201,7 +201,7 @@ def _with_changes(name: str, *changes: str) -> Method:
     method = METHODS[name]
     if not changes:
         return method
-    given = Settings(Path(os.devnull), {}, changes)
+    settings = Settings(Path(os.devnull), {}, changes)
     parts = {**method.training_settings(), "generate": dict(method.sampling)}
     for change in changes:
         section, _, key = renamed_settings.today(change.partition("=")[0].strip()).partition(".")
@@ -210,7 +210,7 @@ def _with_changes(name: str, *changes: str) -> Method:
                 f"{change} is no setting of a method",
                 f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, {', '.join(f'generate.{g}' for g in GUIDANCES)} are",
             )
-        parts[section][key] = getattr(given.resolve(SECTIONS[section]), key)
+        parts[section][key] = getattr(settings.resolve(SECTIONS[section]), key)
     embed, train, prior, draw = parts.values()
     return Method(
         f"{method.title}, {' '.join(changes)}",

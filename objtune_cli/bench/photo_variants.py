@@ -63,8 +63,8 @@ def _shrink_object(case: Case, share: float) -> Photo:
     layer[top : top + size, left : left + size] = cv2.resize(
         np.dstack([paint, cover]), (size, size), interpolation=cv2.INTER_AREA
     )
-    seen = layer[..., :3] + behind * (1 - layer[..., 3:])
-    return seen.round().clip(0, 255).astype(np.uint8), (layer[..., 3] * 255).round().clip(0, 255).astype(np.uint8)
+    composite = layer[..., :3] + behind * (1 - layer[..., 3:])
+    return composite.round().clip(0, 255).astype(np.uint8), (layer[..., 3] * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _distort_mask(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:

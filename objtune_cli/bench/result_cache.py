@@ -44,7 +44,7 @@ class ResultCache:
     began: float = field(default_factory=time.monotonic)
 
     def get_or_measure(
-        self, name: str, case: str, key: str, measured: Callable[[], Measurement], about: Callable[[], Row]
+        self, name: str, case: str, key: str, measure: Callable[[], Measurement], about: Callable[[], Row]
     ) -> Row:
         """The cached result of a method on an object, or a new one, which is then cached.
 
@@ -61,7 +61,7 @@ class ResultCache:
         if result is None:
             head = {"key": key, "case": case}
             try:
-                values, images = measured()
+                values, images = measure()
             except ObjtuneError as failed:
                 if failed.code != GateError.code or getattr(
                     failed, "of_base", False

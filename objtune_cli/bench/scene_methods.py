@@ -113,11 +113,11 @@ def measure(bench: SceneBench, group: Group, method: str) -> Measured:
         else:
             seconds += train_or_wait(bench, ctx, member)
     if method == "sum":
-        measured = bench.score(group, _sample_plain(ctx, group, None))
+        measures = bench.score(group, _sample_plain(ctx, group, None))
     else:
         config = replace(Compose(), max_retries=0) if method == "once" else Compose()
-        measured = _measure_composed(bench, ctx, group, config)
-    return _add_seconds(measured, seconds)
+        measures = _measure_composed(bench, ctx, group, config)
+    return _add_seconds(measures, seconds)
 
 
 def _measure_joint(bench: SceneBench, group: Group, method: str) -> Measured:
@@ -126,14 +126,14 @@ def _measure_joint(bench: SceneBench, group: Group, method: str) -> Measured:
     rgb, masks = bench.render_photo(group)
     ref, seconds = scene_training.train_objects(ctx, group.members, rgb, masks, JOINT_METHODS[method])
     if method == "joint":
-        measured = _measure_composed(bench, ctx, group, Compose())
+        measures = _measure_composed(bench, ctx, group, Compose())
     else:
-        measured = bench.score(group, _sample_plain(ctx, group, ref))
-    return _add_seconds(measured, seconds)
+        measures = bench.score(group, _sample_plain(ctx, group, ref))
+    return _add_seconds(measures, seconds)
 
 
-def _add_seconds(measured: Measured, seconds: float) -> Measured:
-    values, images = measured
+def _add_seconds(measures: Measured, seconds: float) -> Measured:
+    values, images = measures
     return values | ({"seconds": seconds} if seconds else {}), images
 
 

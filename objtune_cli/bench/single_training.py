@@ -183,9 +183,9 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
 def sheet_row(case: Case, images: np.ndarray) -> np.ndarray:
     """The images for the contact sheet: the first scenes, then one of each other kind."""
     kinds = [p.kind for p in case.prompts]
-    chosen = [i for i, k in enumerate(kinds) if k == "scene"][: SHEET_IMAGES - 1]
-    chosen += [kinds.index(k) for k in ("wearing", "pair") if k in kinds]
-    return images[chosen[:SHEET_IMAGES]]
+    columns = [i for i, k in enumerate(kinds) if k == "scene"][: SHEET_IMAGES - 1]
+    columns += [kinds.index(k) for k in ("wearing", "pair") if k in kinds]
+    return images[columns[:SHEET_IMAGES]]
 
 
 def ground_truth(

@@ -34,24 +34,24 @@ def read_results(file: Path) -> dict[str, list[Row]]:
     hint = "give the results.jsonl that a bench wrote"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        held = {(current_name(row["method"]), row["case"]): _current_row(row) for row in rows}
+        results = {(current_name(row["method"]), row["case"]): _current_row(row) for row in rows}
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{file} holds no results of a bench on drawn objects", hint) from None
-    if not all(isinstance(row["scale"], dict) and isinstance(row["measures"], dict) for row in held.values()):
+    if not all(isinstance(row["scale"], dict) and isinstance(row["measures"], dict) for row in results.values()):
         raise InputError(f"{file} holds no results of a bench on drawn objects", hint)
-    if not held:
+    if not results:
         raise InputError(f"{file} is empty", hint)
     return {
-        name: [row for (method, _), row in held.items() if method == name]
-        for name in dict.fromkeys(name for name, _ in held)
+        name: [row for (method, _), row in results.items() if method == name]
+        for name in dict.fromkeys(name for name, _ in results)
     }
 
 
 def _current_row(row: Row) -> Row:
-    kept: Row = {k: row[k] for k in ("key", "case", "scale", "measures")}
-    return kept | {"measures": current_measures(row["measures"])} if isinstance(row["measures"], dict) else kept
+    current: Row = {k: row[k] for k in ("key", "case", "scale", "measures")}
+    return current | {"measures": current_measures(row["measures"])} if isinstance(row["measures"], dict) else current
 
 
 def build_table(results_by_method: Mapping[str, Sequence[Row]]) -> list[Row]:

@@ -90,9 +90,9 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=text))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, found, rest = super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
         if name is None:  # completing after a word that is no command
-            return name, found, rest
+            return name, command, rest
         from objtune_cli.cli import runner
 
         return name, runner.load_command(name, *COMMANDS[name]), rest
@@ -149,9 +149,9 @@ app.callback()(root)
 def main() -> None:
     """Run the command line and leave with its exit code."""
     streams.prepare()
-    said = environment.repair_environment()
+    repairs = environment.repair_environment()
     if not {"--quiet", "-q"} & set(sys.argv):
-        for line in said:
+        for line in repairs:
             print(line, file=sys.stderr)
     gc.set_threshold(COLLECTED_EVERY)
     try:
@@ -204,10 +204,10 @@ def _report_bug(exc: Exception, invocation: options.Invocation) -> int:
 
 def _report_os_error(exc: OSError, invocation: options.Invocation) -> int:
     """What the system refused: stdout is full, or a file that no other place expected to fail."""
-    lost = streams.stdout_failure()
-    if lost is not None:
+    failure = streams.stdout_failure()
+    if failure is not None:
         return _print_failure(
-            ResourceError(f"results cannot be written to stdout: {lost.strerror}", FINISHED),
+            ResourceError(f"results cannot be written to stdout: {failure.strerror}", FINISHED),
             invocation,
             trace=invocation.verbose,
         )
@@ -251,10 +251,10 @@ def _report_usage(exc: typer.TyperException, invocation: options.Invocation) -> 
     if type(exc).__name__ == "NoArgsIsHelpError":
         print(exc.message, file=sys.stderr)
         return 2
-    shown = getattr(exc, "format_message", lambda: exc.message)()
+    message = getattr(exc, "format_message", lambda: exc.message)()
     context = getattr(exc, "ctx", None)
     path = context.command_path if context else f"objtune {invocation.command}".strip()
-    error = ObjtuneError(shown.rstrip("."), f"`{path} --help`")
+    error = ObjtuneError(message.rstrip("."), f"`{path} --help`")
     error.code = 2
     return _print_failure(error, invocation)
 

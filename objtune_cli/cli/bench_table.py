@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext
 
 
-def resolve_bench_settings(run: CommandRun, **given: Any) -> tuple["StageContext", Bench]:
+def resolve_bench_settings(run: CommandRun, **flags: Any) -> tuple["StageContext", Bench]:
     ctx = run.context(create=False)
-    return ctx, ctx.settings.resolve(Bench, **given)
+    return ctx, ctx.settings.resolve(Bench, **flags)
 
 
-def resolve_unsharded(run: CommandRun, **given: Any) -> tuple["StageContext", Bench]:
+def resolve_unsharded(run: CommandRun, **flags: Any) -> tuple["StageContext", Bench]:
     """The settings of what one machine measures as a whole."""
-    ctx, config = resolve_bench_settings(run, **given)
+    ctx, config = resolve_bench_settings(run, **flags)
     require(
         config.shard == Bench().shard,
         f"bench.shard is {config.shard}",

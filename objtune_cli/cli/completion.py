@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 def _store() -> "Store":
     from objtune_cli.store.project import find_project
 
-    given = os.environ.get("OBJTUNE_PROJECT")
-    return find_project(paths.to_path(given) if given else None).store
+    folder = os.environ.get("OBJTUNE_PROJECT")
+    return find_project(paths.to_path(folder) if folder else None).store
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
 
     try:
-        found = [r for kind in kinds for r in _store().list(kind)]
+        matches = [r for kind in kinds for r in _store().list(kind)]
     except (ObjtuneError, OSError):
         return []
-    return [str(r) for r in found if str(r).startswith(incomplete)]
+    return [str(r) for r in matches if str(r).startswith(incomplete)]
 
 
 def any_ref(incomplete: str) -> list[str]:
@@ -49,5 +49,5 @@ def adapter_ref(incomplete: str) -> list[str]:
 
 def object_name(incomplete: str) -> list[str]:
     """Names of objects."""
-    found = [text.partition("/")[2].partition("@")[0] for text in _offer(("mask", "embedding", "adapter"), "")]
-    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
+    names = [text.partition("/")[2].partition("@")[0] for text in _offer(("mask", "embedding", "adapter"), "")]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]

@@ -31,11 +31,11 @@ def repair_environment() -> list[str]:
 
 def drop_unusable(environment: MutableMapping[str, str]) -> list[str]:
     """Drop variables whose values nobody can use; a line for each one that the user should know of."""
-    said = []
+    notes = []
     for names, form in ((COUNTS, "a number of threads"), (TIMEOUTS, "a number of seconds")):
         for name in names:
             if environment.get(name, "1") and not _COUNT.fullmatch(environment.get(name, "1")):
-                said.append(f"{name} is {environment.pop(name)!r}, which is not {form}: ignored")
+                notes.append(f"{name} is {environment.pop(name)!r}, which is not {form}: ignored")
     for name in SIZES:
         if not re.fullmatch(r"[1-9][0-9]{0,4}", environment.get(name, "1")):
             del environment[name]
@@ -43,10 +43,10 @@ def drop_unusable(environment: MutableMapping[str, str]) -> list[str]:
         size = environment["WORLD_SIZE"]
         for name in LAUNCHER:
             environment.pop(name, None)
-        said.append(
+        notes.append(
             f"WORLD_SIZE is {size!r}, but {wrong}: this is one process; `objtune train --num-processes N` starts several"
         )
-    return said
+    return notes
 
 
 def _not_launched(environment: MutableMapping[str, str]) -> str:

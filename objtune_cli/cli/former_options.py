@@ -54,7 +54,7 @@ def translate_to_subcommand(command: str, words: Sequence[str]) -> tuple[list[st
         UsageError: Two options choose two subcommands.
     """
     options = SUBCOMMANDS.get(command, {})
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     others: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -63,9 +63,9 @@ def translate_to_subcommand(command: str, words: Sequence[str]) -> tuple[list[st
             others.append(word)
             continue
         arguments = [value] if equals else [next(rest, "")] if name in WITH_VALUE else []
-        found[name] = [options[name], *filter(None, arguments)]
-    if len(found) > 1:
-        choices = " or ".join(f"`objtune {command} {options[name]}`" for name in found)
-        raise UsageError(f"{' and '.join(found)} are different benchmarks", f"choose one: {choices}")
-    first = next(iter(found.values()), [])
-    return [*first, *others], [f"{command} {name} is now {command} {options[name]}" for name in found]
+        values[name] = [options[name], *filter(None, arguments)]
+    if len(values) > 1:
+        choices = " or ".join(f"`objtune {command} {options[name]}`" for name in values)
+        raise UsageError(f"{' and '.join(values)} are different benchmarks", f"choose one: {choices}")
+    first = next(iter(values.values()), [])
+    return [*first, *others], [f"{command} {name} is now {command} {options[name]}" for name in values]

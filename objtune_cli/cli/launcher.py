@@ -24,11 +24,11 @@ def requested_processes(argv: list[str]) -> int:
     Raises:
         UsageError: No whole number, or none at all.
     """
-    found = [i for i, word in enumerate(argv) if word.partition("=")[0] == OPTION]
-    if not found or os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    positions = [i for i, word in enumerate(argv) if word.partition("=")[0] == OPTION]
+    if not positions or os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         return 0
-    word, equals, value = argv[found[-1]].partition("=")
-    value = value if equals else next(iter(argv[found[-1] + 1 :]), "")
+    word, equals, value = argv[positions[-1]].partition("=")
+    value = value if equals else next(iter(argv[positions[-1] + 1 :]), "")
     if not value.isdecimal() or int(value) < 1:
         raise UsageError(f"{word} is {value!r}", "1 or more: one for each GPU")
     return int(value)
@@ -47,7 +47,7 @@ def run(argv: list[str], count: int) -> int:
     """Start them and wait; the first one's exit code, or that of another one that failed alone. Signals go to all."""
     stop = StopFlag()
     stop.install()
-    with _started(argv, count) as (running, said):
+    with _start_processes(argv, count) as (running, logs):
         passed, failed_at = 0, 0.0
         while any(child.poll() is None for child in running):
             if stop.stop_signal() and not passed:
@@ -62,14 +62,14 @@ def run(argv: list[str], count: int) -> int:
             time.sleep(0.05)
         if running[0].returncode <= 0:  # the first one had nothing to say: what did the others?
             sys.stderr.write(
-                "".join(_text(file) for child, file in zip(running[1:], said, strict=True) if child.returncode > 0)
+                "".join(_text(file) for child, file in zip(running[1:], logs, strict=True) if child.returncode > 0)
             )
     codes = [child.returncode for child in running]
     return _code(next((code for code in [codes[0] if codes[0] > 0 else 0, *codes[1:], codes[0]] if code), 0))
 
 
 @contextlib.contextmanager
-def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[IO[bytes]]]]:
+def _start_processes(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[IO[bytes]]]]:
     """The processes, and where all but the first one speak to; what is left of them is ended."""
     from torch import distributed
 
@@ -81,19 +81,19 @@ def _started(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Pope
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
-    with contextlib.ExitStack() as held:
-        said: list[IO[bytes]] = []
+    with contextlib.ExitStack() as stack:
+        logs: list[IO[bytes]] = []
         for rank in range(count):
             own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             if rank:
-                said.append(held.enter_context(tempfile.TemporaryFile()))
+                logs.append(stack.enter_context(tempfile.TemporaryFile()))
             own_streams = (
-                {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {"stdout": streams.stdout_descriptor()}
+                {"stdout": subprocess.DEVNULL, "stderr": logs[-1]} if rank else {"stdout": streams.stdout_descriptor()}
             )
             command = [sys.executable, "-P", "-m", "objtune_cli", *argv]
             running.append(subprocess.Popen(command, env=own, start_new_session=True, **own_streams))  # type: ignore[arg-type]
         try:
-            yield running, said
+            yield running, logs
         finally:
             for child in running:
                 if child.poll() is None:

@@ -104,11 +104,11 @@ class _Objects:
 
     def assign_one(self, options: Mapping[str, Any], key: str) -> dict[int, str]:
         """The value of an option that each object has at most once, by the object's position."""
-        found: dict[int, str] = {}
+        values: dict[int, str] = {}
         for i, value in self.assign(options, key):
-            require(i not in found, f"two values of {PHOTO_OPTIONS[key]} for {self.names[i]}", "give one")
-            found[i] = value
-        return found
+            require(i not in values, f"two values of {PHOTO_OPTIONS[key]} for {self.names[i]}", "give one")
+            values[i] = value
+        return values
 
     def _assign_value(self, text: str, option: str) -> tuple[int, str]:
         key, equals, value = text.partition("=")

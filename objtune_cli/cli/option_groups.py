@@ -34,15 +34,15 @@ def options_with_value(command: Any, ctx: Any) -> set[str]:
 
 def split_at_arguments(words: list[str], valued: set[str]) -> list[tuple[str, list[str]]]:
     """Words as (argument, the options behind it), the first argument "" for those before any."""
-    found: list[tuple[str, list[str]]] = [("", [])]
+    groups: list[tuple[str, list[str]]] = [("", [])]
     rest = iter(words)
     for word in rest:
         if word == "--":
-            found += [(argument, []) for argument in rest]
+            groups += [(argument, []) for argument in rest]
         elif word == "-" or not word.startswith("-"):
-            found.append((word, []))
+            groups.append((word, []))
         else:
-            found[-1][1].append(word)
+            groups[-1][1].append(word)
             if word in valued:
-                found[-1][1].append(next(rest, ""))
-    return found
+                groups[-1][1].append(next(rest, ""))
+    return groups

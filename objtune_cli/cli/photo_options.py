@@ -127,7 +127,7 @@ def parse_steps(steps: str) -> int | None:
     return None if steps == "auto" else int(steps)
 
 
-def parse_photos(given: list[str], *, hinted: bool) -> list[Path | str]:
+def parse_photos(values: list[str], *, hinted: bool) -> list[Path | str]:
     """The arguments of `train` where they are photos.
 
     Args:
@@ -136,12 +136,12 @@ def parse_photos(given: list[str], *, hinted: bool) -> list[Path | str]:
     Raises:
         UsageError: Some are photos and some are refs.
     """
-    read = {text: _photo(text, hinted=hinted) for text in given}
-    found = [path for path in map(read.get, given) if path is not None]
-    if found and len(found) < len(given):
-        other = next(text for text in given if read[text] is None)
+    by_text = {text: _photo(text, hinted=hinted) for text in values}
+    photos = [path for path in map(by_text.get, values) if path is not None]
+    if photos and len(photos) < len(values):
+        other = next(text for text in values if by_text[text] is None)
         raise UsageError(f"{other} is not a photo", "give photos, or refs of masks and embeddings")
-    return found
+    return photos
 
 
 def _photo(text: str, *, hinted: bool) -> Path | str | None:

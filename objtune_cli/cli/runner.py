@@ -85,7 +85,7 @@ class CommandRun:
         """Read all layers of settings; each note on a former name is reported once."""
         from objtune_cli.config.resolve import Settings
 
-        settings = Settings(project.settings, given=self.options.get("set_") or ())
+        settings = Settings(project.settings, flags=self.options.get("set_") or ())
         for note in settings.notes:
             if note not in self._reported:
                 self._reported.add(note)

@@ -30,18 +30,18 @@ def read_refs(values: list[str] | None) -> list[str]:
     Raises:
         UsageError: Nothing was given.
     """
-    given: list[str] = []
+    refs: list[str] = []
     for value in values or [STDIN]:
         if value != STDIN:
-            given.append(value)
+            refs.append(value)
         elif values or not sys.stdin.isatty():
-            given += [line.split("\t")[0].strip() for _, line in read_lines()]
+            refs += [line.split("\t")[0].strip() for _, line in read_lines()]
     require(
-        given,
+        refs,
         "there is no ref",
         "give a ref, or pipe refs in: `objtune segment photo.jpg --class dog | objtune init-embedding -`",
     )
-    return given
+    return refs
 
 
 def read_prompts(values: list[str]) -> list[str]:
@@ -52,16 +52,16 @@ def read_prompts(values: list[str]) -> list[str]:
     """
     from objtune_cli.workflow.prompt_text import clean_prompt
 
-    given: list[str] = []
+    prompts: list[str] = []
     for value in values:
         if value != STDIN:
-            given.append(value)
+            prompts.append(value)
             continue
         lines = [clean_prompt(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
-        given += [line for line in lines if line]
+        prompts += [line for line in lines if line]
     require(
-        given,
+        prompts,
         "there is no prompt",
         'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',
     )
-    return given
+    return prompts

@@ -69,7 +69,7 @@ class _Cell:
 def propose(
     prompt: str,
     names: Sequence[str],
-    placed: Mapping[str, Box],
+    user_boxes: Mapping[str, Box],
     aspect_ratios: Mapping[str, float],
     extent: tuple[float, float] | None = None,
 ) -> Layout:
@@ -93,16 +93,16 @@ def propose(
             cell_boxes, back_to_front = _place_in_cell(cell, frame)
             boxes |= {n: _fit_box(b, aspect_ratios.get(n, 1.0) / image_aspect) for n, b in cell_boxes.items()}
             order += back_to_front
-    chosen = dict(placed)
-    for name in (n for n in names if n not in placed):
+    proposal = dict(user_boxes)
+    for name in (n for n in names if n not in user_boxes):
         box = boxes[name]
-        if any(_overlap_area(box, other) > 0.2 * _box_area(box) for other in placed.values()):
-            unused = [slot for slot in boxes.values() if slot not in chosen.values()]
-            box = min(unused, key=lambda slot: (sum(_overlap_area(slot, other) for other in chosen.values()), slot))
-        chosen[name] = box
+        if any(_overlap_area(box, other) > 0.2 * _box_area(box) for other in user_boxes.values()):
+            unused = [slot for slot in boxes.values() if slot not in proposal.values()]
+            box = min(unused, key=lambda slot: (sum(_overlap_area(slot, other) for other in proposal.values()), slot))
+        proposal[name] = box
     is_shared = any(len(cell.names) > 1 for column in columns for cell in column)
-    wide, high = extent or ((1.0, 1.0) if placed else needed)
-    return Layout({n: chosen[n] for n in names}, order if is_shared else list(names), wide, high)
+    wide, high = extent or ((1.0, 1.0) if user_boxes else needed)
+    return Layout({n: proposal[n] for n in names}, order if is_shared else list(names), wide, high)
 
 
 def _arrange(prompt: str, names: Sequence[str]) -> tuple[list[list[_Cell]], dict[str, str]]:

@@ -11,7 +11,7 @@ from objtune_cli.workflow.context import StageContext
 
 
 def name_mentions(
-    prompt: str, named: Sequence[trained_objects.PromptObject], taken: Set[str] = frozenset()
+    prompt: str, named: Sequence[trained_objects.PromptObject], used_names: Set[str] = frozenset()
 ) -> tuple[str, list[trained_objects.PromptObject]]:
     """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`.
 
@@ -21,12 +21,14 @@ def name_mentions(
     Returns:
         The prompt with the names, without versions; and an object for every mention.
     """
-    known, mentions = {o.name: o for o in named}, dict[str, trained_objects.PromptObject]()
+    by_name, mentions = {o.name: o for o in named}, dict[str, trained_objects.PromptObject]()
 
     def rename(match: re.Match[str]) -> str:
-        item = known[match[1]]
+        item = by_name[match[1]]
         candidates = (item.name if i == 1 else f"{item.name}-{i}" for i in itertools.count(1))
-        name = next(n for n in candidates if n not in mentions and (n == item.name or n not in taken | known.keys()))
+        name = next(
+            n for n in candidates if n not in mentions and (n == item.name or n not in used_names | by_name.keys())
+        )
         mentions[name] = item if name == item.name else replace(item, name=name, trained_name=item.own_name)
         return f"<{name}>"
 

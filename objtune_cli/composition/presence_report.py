@@ -87,17 +87,17 @@ def check_candidates(
     ]
 
 
-def summarize(check: "PresenceCheck | None", chosen: list[SceneCandidate]) -> dict[str, Any]:
+def summarize(check: "PresenceCheck | None", candidates: list[SceneCandidate]) -> dict[str, Any]:
     """The metrics of a scene: seeds, and with a check each image's leakage matrix, its failed objects and the fraction of images without any."""
-    values: dict[str, Any] = {"seeds": [each.seed for each in chosen]}
+    values: dict[str, Any] = {"seeds": [each.seed for each in candidates]}
     if check is None:
         return values
     names = check.names
     return values | {
         "objects": names,
-        "leakage": [each.matrix for each in chosen],
-        "wrong": [[names[i] for i in each.failed] for each in chosen],
-        "presence": round(sum(not each.failed for each in chosen) / len(chosen), 4),
+        "leakage": [each.matrix for each in candidates],
+        "wrong": [[names[i] for i in each.failed] for each in candidates],
+        "presence": round(sum(not each.failed for each in candidates) / len(candidates), 4),
     }
 
 

@@ -144,8 +144,8 @@ def sample_best_seeds(
         waiting = [i for i in range(count) if best[i].failed]
         if not waiting:
             break
-    chosen = [best[i] for i in range(count)]
-    return chosen, presence_report.summarize(check, chosen)
+    winners = [best[i] for i in range(count)]
+    return winners, presence_report.summarize(check, winners)
 
 
 def _report_batch(progress: Callable[[int, int], None], batch: int, batches: int, done: int, total: int) -> None:

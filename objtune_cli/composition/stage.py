@@ -57,12 +57,12 @@ def run(
             f"the prompt names {len(objects)} objects; a scene has room for {MAX_OBJECTS}",
             "name fewer, in several scenes",
         )
-    placed = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
-    layout.check_places(placed, [o.name for o in objects])
+    user_boxes = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
+    layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
     is_sized = bool(config.width or config.height)
     config = generate.fill_defaults(ctx, config)
-    scene_layout = _arrange(ctx, text, objects, placed, config if is_sized else None)
+    scene_layout = _arrange(ctx, text, objects, user_boxes, config if is_sized else None)
     scene = Scene(
         prompt,
         replace(request, prompts=[text], named=[objects]),
@@ -98,7 +98,7 @@ def _arrange(
     ctx: StageContext,
     prompt: str,
     objects: Sequence[trained_objects.PromptObject],
-    placed: Mapping[str, Box],
+    user_boxes: Mapping[str, Box],
     sized: Generate | None,
 ) -> Layout:
     """The layout of a scene, with a note of the boxes that the user did not choose.
@@ -110,10 +110,10 @@ def _arrange(
     extent = ((sized.width or side) / side, (sized.height or side) / side) if sized else None
     names = [o.name for o in objects]
     aspect_ratios = {o.name: trained_objects.aspect_ratio(ctx, o) for o in objects}
-    scene_layout = layout_from_prompt.propose(prompt, names, placed, aspect_ratios, extent)
+    scene_layout = layout_from_prompt.propose(prompt, names, user_boxes, aspect_ratios, extent)
     largest = ctx.base.largest_side / side  # a transformer has no position embeddings beyond it
     scene_layout.wide, scene_layout.high = min(scene_layout.wide, largest), min(scene_layout.high, largest)
-    free = [name for name in names if name not in placed]
+    free = [name for name in names if name not in user_boxes]
     if free:
         boxes = ", ".join(f"{name}={','.join(f'{v:.2f}' for v in scene_layout.boxes[name])}" for name in free)
         ctx.report.note(f"placed by us: {boxes}")
@@ -154,19 +154,19 @@ def _make_record(
         avoided: The objects that only the negative prompt names.
         is_sized: Whether the user chose the image's size.
     """
-    chosen = scene.layout
+    scene_layout = scene.layout
     classes = {o.name: o.class_word for o in named}
     settings = (
         identifying(scene.config)
         | generate.sampler_settings(ctx, scene.config)
         | identifying(scene.options)
-        | {"prompt": scene.prompt, "places": {n: list(b) for n, b in chosen.boxes.items()}}
+        | {"prompt": scene.prompt, "places": {n: list(b) for n, b in scene_layout.boxes.items()}}
         | generate.strength_settings(named)
     )
-    if chosen.order != [o.name for o in scene.objects]:
-        settings["order"] = chosen.order
-    if not is_sized and (chosen.wide, chosen.high) != (1.0, 1.0):
-        settings["frame"] = [chosen.wide, chosen.high]
+    if scene_layout.order != [o.name for o in scene.objects]:
+        settings["order"] = scene_layout.order
+    if not is_sized and (scene_layout.wide, scene_layout.high) != (1.0, 1.0):
+        settings["frame"] = [scene_layout.wide, scene_layout.high]
     with_text_encoders = [o.name for o in scene.objects if trained_objects.has_text_encoder_lora(ctx, o)]
     if with_text_encoders:
         settings["text_encoders"] = with_text_encoders
@@ -188,9 +188,9 @@ def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResu
     placeholders = trained_objects.add_placeholders(model, request.objects, weights)
     sample_batch = scene_sampling.build_sampler(ctx, model, scene, weights, placeholders)
     check = presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
-    chosen, metrics = scene_sampling.sample_best_seeds(ctx, check, scene, sample_batch)
+    candidates, metrics = scene_sampling.sample_best_seeds(ctx, check, scene, sample_batch)
     presence_report.report_presence(ctx, metrics, scene.options)  # before publishing: with `strict` it may refuse
-    tensors = {name: torch.stack([each.tensors[name] for each in chosen]) for name in chosen[0].tensors}
+    tensors = {name: torch.stack([each.tensors[name] for each in candidates]) for name in candidates[0].tensors}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))
     result = generate.publish_scene(ctx, model, record, tensors, scene.config, scene.prompt, decode_scene)
     grid = layout.render(scene.layout, scene_sampling.image_size(model, scene))

@@ -40,11 +40,11 @@ class Settings:
         notes: One line for each former name that was used, with today's name.
     """
 
-    def __init__(self, file: Path, environment: Mapping[str, str] | None = None, given: Sequence[str] = ()) -> None:
+    def __init__(self, file: Path, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> None:
         self.file = file
         self.notes: list[str] = []
         self.table = self._table(_read(file))
-        self.given = dict(self._today(*_pair(text), "--set") for text in given)
+        self.given = dict(self._today(*_pair(text), "--set") for text in flags)
         env = os.environ if environment is None else environment
         self.env = self._variables({k: v for k, v in env.items() if k.startswith(PREFIX)})
         self._check_keys()
@@ -87,10 +87,10 @@ class Settings:
         new = renamed.value(value)
         if renamed.key != key or new != value or type(new) is not type(value):
             changed = type(new) is not type(value) or new != value
-            said, says = (
+            old_value, new_value = (
                 (f"={value}", f"={str(new).lower() if isinstance(new, bool) else new}") if changed else ("", "")
             )
-            note = f"the setting {key}{said} is now {renamed.key}{says} ({where})"
+            note = f"the setting {key}{old_value} is now {renamed.key}{new_value} ({where})"
             self.notes += [note] if note not in self.notes else []
         return renamed.key, new
 
@@ -100,30 +100,30 @@ class Settings:
         Raises:
             UsageError: A setting stands there under both of its names.
         """
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in table.items():
             if not section and name in SECTIONS and isinstance(value, dict):
-                found[name] = self._table(value, name)
+                values[name] = self._table(value, name)
                 continue
             key, today = self._today(renamed_settings.join(section, name), value, self.file.name)
             new = key.rpartition(".")[2] if section else key
-            if new in found or (new != name and new in table):
+            if new in values or (new != name and new in table):
                 raise UsageError(f"{self.file.name} sets {key} twice, once as {name}", f"keep {new} alone")
-            found[new] = today
-        return found
+            values[new] = today
+        return values
 
     def _variables(self, env: Mapping[str, str]) -> dict[str, Any]:
         """The environment with today's names; of two names of a setting, today's counts."""
         former = {_variable(*_split(key)): key for key in renamed_settings.RENAMED}
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in sorted(env.items(), key=lambda item: item[0] in former):
             key, today = self._today(former.get(name, ""), value, name)
-            found.setdefault(_variable(*_split(key)) if name in former else name, today)
-        return found
+            values.setdefault(_variable(*_split(key)) if name in former else name, today)
+        return values
 
     def _check_keys(self) -> None:
         top = {f.name for f in fields(Common)}
-        known = {"": top} | {n: {f.name for f in fields(c)} for n, c in SECTIONS.items()}
+        allowed = {"": top} | {n: {f.name for f in fields(c)} for n, c in SECTIONS.items()}
         for key, value in self.table.items():
             if key in SECTIONS:
                 if not isinstance(value, dict):
@@ -131,12 +131,14 @@ class Settings:
                         f"{key} in {self.file.name} is {value!r}", f"it is a section: `[{key}]`, its settings below"
                     )
                 for inner in value:
-                    _refuse_unknown(inner, known[key], f"[{key}] of {self.file.name}")
+                    _refuse_unknown(inner, allowed[key], f"[{key}] of {self.file.name}")
             else:
                 _refuse_unknown(key, top | set(SECTIONS), self.file.name)
         for key in self.given:
-            _refuse_unknown(key, {f"{s}.{k}" if s else k for s, keys in known.items() for k in keys}, "--set")
-        variables = {_variable(section, key) for section, keys in known.items() for key in keys} | {PREFIX + "PROJECT"}
+            _refuse_unknown(key, {f"{s}.{k}" if s else k for s, keys in allowed.items() for k in keys}, "--set")
+        variables = {_variable(section, key) for section, keys in allowed.items() for key in keys} | {
+            PREFIX + "PROJECT"
+        }
         for name in self.env:
             _refuse_unknown(name, variables, "the environment")
 
@@ -160,19 +162,19 @@ def _split(key: str) -> tuple[str, str]:
     return section, name
 
 
-def _refuse_unknown(key: str, known: set[str], where: str) -> None:
+def _refuse_unknown(key: str, allowed: set[str], where: str) -> None:
     """Refuse a key that does not exist.
 
     The hint lists the known keys of a short section; of others it names similar keys, and where all of them are listed.
     """
-    if key in known:
+    if key in allowed:
         return
     from objtune_cli.config import toml_files
 
     section = key[: key.rfind(".") + 1]
-    names = {name.removeprefix(section) for name in known if section and name.startswith(section)}
+    names = {name.removeprefix(section) for name in allowed if section and name.startswith(section)}
     if not names:  # no section, or one that does not exist
-        section, names = "", known
+        section, names = "", allowed
     name = key.removeprefix(section)
     near = toml_files.nearest(name, names)
     meant = f"did you mean {section}{near}? " if near else ""

@@ -27,8 +27,8 @@ def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[
         form: Hint where the file cannot be read: what a right one looks like. error: What is raised.
     """
     try:
-        with file.open("rb") as opened:
-            data = opened.read(LARGEST + 1)
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as failure:
@@ -70,10 +70,10 @@ def _from_json(text: str, file: Path, form: str, error: type[ObjtuneError]) -> d
         return dict(pairs)
 
     try:
-        found: dict[str, Any] = json.loads(text, object_pairs_hook=table)
+        document: dict[str, Any] = json.loads(text, object_pairs_hook=table)
     except (ValueError, RecursionError) as failure:
         raise error(f"{file} is not valid JSON: {failure}", _quotes(text) or form) from None
-    return found
+    return document
 
 
 def _remedy(text: str, failure: str) -> str:
@@ -113,27 +113,27 @@ def _remedy(text: str, failure: str) -> str:
 
 def _quotes(line: str) -> str:
     """A hint where quotes are those of a word processor."""
-    found = next((c for c in line if c in SMART), "")
-    return f"replace the typographic quotes ({found}) with straight ones: \" or '" if found else ""
+    quote = next((c for c in line if c in SMART), "")
+    return f"replace the typographic quotes ({quote}) with straight ones: \" or '" if quote else ""
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, choices: Iterable[str]) -> str:
     """The known key that was probably meant; empty where none is near."""
-    names = {name.lower(): name for name in known}
+    names = {name.lower(): name for name in choices}
     wanted = _normalize(key)
     if wanted in names:
         return names[wanted]
     import difflib  # only for a mistake
 
-    found = difflib.get_close_matches(wanted, names, 1, 0.72)
-    return names[found[0]] if found else ""
+    matches = difflib.get_close_matches(wanted, names, 1, 0.72)
+    return names[matches[0]] if matches else ""
 
 
-def find_similar(key: str, known: Iterable[str], count: int) -> list[str]:
+def find_similar(key: str, choices: Iterable[str], count: int) -> list[str]:
     """Up to `count` known keys that contain a key or share letters with it, the most similar first."""
     import difflib
 
-    wanted, names = _normalize(key), {name.lower(): name for name in known}
+    wanted, names = _normalize(key), {name.lower(): name for name in choices}
     containing = sorted((name for name in names if wanted and wanted in name), key=len)
     close = difflib.get_close_matches(wanted, names, count, 0.5)
     return [names[name] for name in dict.fromkeys([*containing, *close])][:count]

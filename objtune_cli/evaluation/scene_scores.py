@@ -139,5 +139,5 @@ def _read_background(network: Evaluator, picture: np.ndarray) -> str:
     """The background that the evaluator reads in the middle of an image."""
     height, width = picture.shape[:2]
     left = (width - height) // 2
-    read = inference.read_images(network, rendering.resize_images(picture[None, :, left : left + height]))[0]
-    return BACKGROUNDS[int(read.background.argmax())]
+    reading = inference.read_images(network, rendering.resize_images(picture[None, :, left : left + height]))[0]
+    return BACKGROUNDS[int(reading.background.argmax())]

@@ -59,7 +59,7 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
         InputError: The adapter holds several objects and no `name` is given, it does not hold `name`, or its photo is not known.
     """
     record = ctx.store.read_record(ref)
-    ctx.check_base(record, drawn=True)
+    ctx.check_base(record, for_images=True)
     if name is None and len(record.objects) > 1:
         raise InputError(f"{ref} holds several objects", f"choose one with `--name`: {', '.join(record.objects)}")
     name = name or next(iter(record.objects))
@@ -122,8 +122,8 @@ def _calibrate(
         world.sample_instance(rng, dial, kind=subject.kind, held_out=True) for _ in range(rendering.OTHER_INSTANCES)
     ]
 
-    def render_and_read(chosen: list[Instance]) -> list[Detection]:
-        scenes = [world.sample_scene(rng, dial, instances=(i,)) for i in chosen]
+    def render_and_read(scene: list[Instance]) -> list[Detection]:
+        scenes = [world.sample_scene(rng, dial, instances=(i,)) for i in scene]
         return [r.main for r in inference.read_images(network, rendering.render_scenes(scenes))]
 
     once, again = (truth_scores.identity_vectors(render_and_read(instances)) for _ in range(2))
@@ -169,11 +169,11 @@ def score_with_clip_dino(
     images = rendering.sample_images(ctx, model, prompts, seeds, subject.name, **ctx.base.object_sampling_kwargs())
     after = rendering.sample_class(ctx, model, subject.kind)
     before = rendering.sample_class(ctx, rendering.load_adapter(ctx, subject.name, None)[0], subject.kind)
-    alone = [cut_out_object(rgb, mask) for rgb, mask in subject.photos]
-    references = {"": [rgb for rgb, _ in subject.photos], "_masked": alone}
+    cutouts = [cut_out_object(rgb, mask) for rgb, mask in subject.photos]
+    references = {"": [rgb for rgb, _ in subject.photos], "_masked": cutouts}
     class_prompts = [t.replace(OBJECT_SLOT, article(subject.kind)) for t in texts]
     scores = score(MetricModels(*clip, dino), images, class_prompts, references, repeats)
-    reference = np.concatenate([dino(image[None]) for image in alone])
+    reference = np.concatenate([dino(image[None]) for image in cutouts])
     was, now = (float(statistics.mean_cosine(dino(side), reference).mean()) for side in (before, after))
     return scores | {"drift": now - was}
 

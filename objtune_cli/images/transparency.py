@@ -85,8 +85,12 @@ def remove_shadow(alpha: "np.ndarray", rgb: "np.ndarray") -> "np.ndarray":
             or float(np.median(end)) > MAX_END_ALPHA
         ):
             continue
-        beside = (cv2.dilate(region.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0) & (opaque > 0)
-        if not on_one_side and beside.any() and float(np.median(brightest[beside])) <= 2 * MAX_SHADOW_BRIGHTNESS:
+        neighbours = (cv2.dilate(region.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0) & (opaque > 0)
+        if (
+            not on_one_side
+            and neighbours.any()
+            and float(np.median(brightest[neighbours])) <= 2 * MAX_SHADOW_BRIGHTNESS
+        ):
             continue  # dark fur, or a mask painted black
         cleaned[region & (away > 1.5)] = 0  # pixels next to the opaque part are its edge
     return cleaned

@@ -115,11 +115,11 @@ def whole_kind(keys: Collection[str]) -> tuple[str, str] | None:
     """Return the kind of a file that is no adapter, and a hint; None if it is not known."""
     rest = [key for key in keys if split_key(key) is None and other_kind([key]) is None]
     of_adapters = [key for key in keys if key.startswith("ip_adapter.")]  # which may hold LoRA layers of their own
-    known = (
+    kinds = (
         WHOLE[:BESIDE_LAYERS] if len(rest) < len(list(keys)) else WHOLE
     )  # a LoRA may bring whole weights of a denoiser along
     return next(
-        ((kind, hint or GIVE) for mark, kind, hint in known for key in (*of_adapters, *rest) if mark.search(key)), None
+        ((kind, hint or GIVE) for mark, kind, hint in kinds for key in (*of_adapters, *rest) if mark.search(key)), None
     )
 
 
@@ -131,10 +131,10 @@ def is_lora(keys: Iterable[str]) -> bool:
 
 def family_hint(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
     """Return a hint: the likely model family of a file, and the `--base` option for it."""
-    known = {f.name: f for f in FAMILIES}
+    by_name = {f.name: f for f in FAMILIES}
     name = _family(shapes, metadata)
-    if name in known:
-        return f"it looks like one of {known[name].title}: `--base {next(iter(known[name].hub))}`"
+    if name in by_name:
+        return f"it looks like one of {by_name[name].title}: `--base {next(iter(by_name[name].hub))}`"
     if name:
         return f"it looks like one of {name}, which is not among the families of docs/reference/base-models.md"
     return "`--base` names the base that it was made on"

@@ -59,8 +59,8 @@ def places(model: BaseModel, modules: Mapping[str, Any], bare: str = "") -> dict
             named = _denoiser_names(model, layer, bare in ("", "unet", model.family.denoiser))
         else:
             index = ENCODERS.index(f"{network}.")
-            alone = bare == network or (not bare and len(model.text_encoders) == 1)
-            named = ((name, None) for name in _encoder_names(index, layer, alone))
+            is_only = bare == network or (not bare and len(model.text_encoders) == 1)
+            named = ((name, None) for name in _encoder_names(index, layer, is_only))
         for name, part in dict.fromkeys(named):
             places_by_name.setdefault(name, []).append(Place(own, part))
     return {name: tuple(several) for name, several in places_by_name.items()}

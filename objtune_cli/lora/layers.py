@@ -162,10 +162,10 @@ def _load(network: Any, own: Mapping[str, Tensor], model: BaseModel, name: str) 
 def set_active(model: BaseModel, names: list[str]) -> None:
     """Enable the named LoRAs together, so that their updates add up; without names, the frozen base remains."""
     for network in (model.denoiser, *model.text_encoders):
-        known = getattr(network, "peft_config", None) or {}
-        own = [name for name in names if name in known]
+        configs = getattr(network, "peft_config", None) or {}
+        own = [name for name in names if name in configs]
         if own:
             network.enable_adapters()
             network.set_adapter(own) if network is not model.denoiser else network.set_adapters(own)
-        elif known:
+        elif configs:
             network.disable_adapters()

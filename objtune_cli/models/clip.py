@@ -1,4 +1,4 @@
-"""CLIP's two towers: unit vectors of pictures and of prompts, from one folder or one safetensors file."""
+"""CLIP's vision and text encoders: unit vectors of images and prompts, from a folder or a safetensors file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's colour statistics, for pictures in [0, 1]."""
+"""CLIP's colour statistics, for images in [0, 1]."""
 BACKGROUND_LABELS = (
     "the background",
     "the sky",
@@ -28,15 +28,15 @@ BACKGROUND_LABELS = (
     "a pattern",
     "a part of something",
 )
-"""What a cut-out may be that is no object."""
+"""Labels of cut-outs that show no object."""
 
 
 @dataclass(slots=True)
 class Clip:
-    """A frozen CLIP; the text side takes token vectors from outside, so that one can be learned.
+    """A frozen CLIP model; its text encoder reads the token table of the base, so that a token vector can be learned.
 
     Attributes:
-        index: Which of the base's text encoders shares its text space.
+        index: Position of the base's text encoder that shares its text space.
     """
 
     clip: Any
@@ -49,37 +49,37 @@ class Clip:
 
     @property
     def logit_scale(self) -> float:
-        """What makes logits of cosines, as the towers were trained: 100 in OpenAI's."""
+        """The factor from cosines to logits in CLIP's training: 100 in OpenAI's models."""
         return float(self.clip.logit_scale.detach().exp())
 
     def offload(self) -> None:
-        """Wait on the processor, out of a GPU's memory, until asked again."""
+        """Move the model to CPU memory until it is next used."""
         self.clip.to("cpu")
 
     def onload(self) -> None:
-        """Be where the base is."""
+        """Move the model to the base's device."""
         self.clip.to(self.device)
 
     @torch.no_grad()
     def image_features(self, pictures: Tensor) -> Tensor:
-        """Unit vectors (B, d) of pictures (B, 3, H, W) in [0, 1]; each is resized to the tower's side."""
+        """Unit vectors (B, d) of images (B, 3, H, W) in [0, 1]; each image is resized to the encoder's input size."""
         self.onload()
         x = F.interpolate(
             pictures, size=(self.image_size, self.image_size), mode="bicubic", antialias=True, align_corners=False
         ).clamp(0, 1)
         mean, std = x.new_tensor(MEAN).view(1, 3, 1, 1), x.new_tensor(STD).view(1, 3, 1, 1)
         pooled = self.clip.vision_model(pixel_values=((x - mean) / std).to(self.device)).pooler_output
-        found = self.clip.visual_projection(pooled)
+        features = self.clip.visual_projection(pooled)
         finite_checks.checked(
-            "CLIP vision encoder", found.dtype, found.norm(dim=-1)
-        )  # a length that overflows would make a vector of zeros
-        return F.normalize(found, dim=-1)
+            "CLIP vision encoder", features.dtype, features.norm(dim=-1)
+        )  # a norm that overflows would give a vector of zeros
+        return F.normalize(features, dim=-1)
 
     def text_features(self, model: BaseModel, texts: list[str]) -> Tensor:
-        """Unit vectors (B, d) of prompts, read through the base's own token table, placeholders included.
+        """Unit vectors (B, d) of prompts, encoded with the base's own token table, placeholders included.
 
-        The sentence is read at its end token: old configs name another one, or the largest id,
-        which a placeholder would be.
+        The state at the tokenizer's end token counts. Old configs name another id, or the model takes the largest id,
+        which a placeholder would have.
         """
         self.onload()
         tokenizer = model.tokenizers[self.index]
@@ -87,13 +87,13 @@ class Clip:
         states = self._reader(model)(input_ids=ids).last_hidden_state
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         pooled = states[torch.arange(len(ids), device=ids.device), end]
-        found = self.clip.text_projection(pooled.float())
+        features = self.clip.text_projection(pooled.float())
         if not torch.is_grad_enabled():
-            finite_checks.checked("text encoder", found.dtype, found.norm(dim=-1))
-        return F.normalize(found, dim=-1)
+            finite_checks.checked("text encoder", features.dtype, features.norm(dim=-1))
+        return F.normalize(features, dim=-1)
 
     def _reader(self, model: BaseModel) -> Any:
-        """The base's own text encoder; where that lacks layers (SD 2.x has all but the last), this CLIP's on the base's token table."""
+        """The base's own text encoder; if it lacks layers (SD 2.x lacks the last), this CLIP's encoder with the base's token table."""
         own = model.text_encoders[self.index]
         if own.config.num_hidden_layers == self.clip.config.text_config.num_hidden_layers:
             return own
@@ -102,14 +102,14 @@ class Clip:
 
 
 def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
-    """Open the CLIP whose text tower is the base's own text encoder, or its `index`-th.
+    """Open the CLIP model that the base's text encoder number `index` is a part of.
 
     Args:
         source: A folder as `save_pretrained` writes it, or a safetensors file with the same names.
 
     Raises:
-        MissingError: A file is missing. DamagedError: it cannot be read, lacks weights, or they are not finite. IncompatibleError: it is of another width
-            than the base's text encoder.
+        MissingError: A file is missing. DamagedError: A file is unreadable, or weights are missing or not finite.
+        IncompatibleError: The text encoder has another width than that of the base.
     """
     from transformers import CLIPModel
 
@@ -119,7 +119,7 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
         with LOAD_LOCK:
             if source.is_file():
                 clip = _from_file(source, encoder.config)
-            else:  # in float32, as it is used: in half precision that would be every thread's default meanwhile
+            else:  # float32: loading in half precision would change the default of all threads meanwhile
                 clip = load_complete(
                     CLIPModel, source, f"the CLIP in {source}", use_safetensors=True, dtype=torch.float32
                 )
@@ -130,7 +130,8 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
         ) from None
     if clip.config.text_config.hidden_size != encoder.config.hidden_size:
         raise IncompatibleError(
-            f"the CLIP in {source} is not the base's own", "give the CLIP that the base's text encoder was taken from"
+            f"the CLIP in {source} does not match the base's text encoder",
+            "use the CLIP model that contains the base's text encoder",
         )
     clip.requires_grad_(False).eval().to(model.device, torch.float32)
     finite_checks.check_weights(f"CLIP in {source}", clip)
@@ -138,26 +139,29 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
 
 
 VISION_HEADS = 16
-"""Of ViT-L/14, H/14 and bigG/14 alike; a file does not say."""
+"""Number of heads in ViT-L/14, H/14 and bigG/14; weight files do not store it."""
 
 
 def _from_file(path: Path, text: Any) -> Any:
-    """A CLIP from one file, its sizes read off its tensors; `text`: config of the base's text encoder.
+    """Load a CLIP model from one file, with sizes inferred from its tensors.
+
+    Args:
+        text: Config of the base's text encoder.
 
     Raises:
-        ValueError: It lacks tensors, or has them under other names.
+        ValueError: Tensors are missing, or have other names.
     """
     from safetensors.torch import load_file
     from transformers import CLIPConfig, CLIPModel
 
     weights = load_file(path)
     if "visual_projection.weight" not in weights:
-        found = (
+        layout = (
             "in OpenCLIP's own layout; the transformers form has another file"
             if "visual.proj" in weights
             else "no CLIP with both towers"
         )
-        raise ValueError(f"it is {found}")
+        raise ValueError(f"it is {layout}")
 
     def layers(tower: str) -> int:
         return 1 + max(
@@ -177,9 +181,9 @@ def _from_file(path: Path, text: Any) -> Any:
         "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers("vision_model"), "num_attention_heads": VISION_HEADS,
         "patch_size": patch, "image_size": patch * round((patches - 1) ** 0.5), "hidden_act": text.hidden_act, "projection_dim": projected,
     }  # fmt: skip
-    said = text.to_dict() | {"num_hidden_layers": layers("text_model"), "projection_dim": projected}
-    said["hidden_size"] = weights["text_projection.weight"].shape[1]
-    clip = CLIPModel(CLIPConfig(text_config=said, vision_config=vision, projection_dim=projected))
+    text_config = text.to_dict() | {"num_hidden_layers": layers("text_model"), "projection_dim": projected}
+    text_config["hidden_size"] = weights["text_projection.weight"].shape[1]
+    clip = CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision, projection_dim=projected))
     missing, _ = clip.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing:

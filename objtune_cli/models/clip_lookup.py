@@ -60,7 +60,7 @@ def _clip_paths(clips: list[Path | None], names: str) -> ClipPaths:
 def _find_clip(name: str) -> Path:
     path = Path(name)
     if path.is_file() and path.suffix != ".safetensors":
-        raise InputError(f"{path} is no safetensors file", "give the CLIP as a .safetensors file or as a folder")
+        raise InputError(f"{path} is not a safetensors file", "use the CLIP as a .safetensors file or as a folder")
     if path.exists():
         return path
     cached = hub_cache.find_transformers_model(name)

@@ -1,6 +1,6 @@
-"""Whether numbers are finite, and which part of a base, or whose adapter, is at fault where they are not.
+"""Checks that numbers are finite; a failed check finds the component of the base or the adapter that is at fault.
 
-A check is one sum on the tensor's own device and one synchronisation; everything dearer happens only after a check has failed.
+A check costs one sum on the tensor's device and one synchronisation; costlier steps follow only after a failure.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from objtune_cli.models.conditioning import Conditioning
 
 HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""Formats that overflow, or round away, where float32 does not."""
+"""Number formats with less range or precision than float32."""
 REMEDIES = {
     "VAE": "its weights are at fault: use another VAE (`--set vae=FOLDER`), or another `--base`",
     "CLIP": "its weights are at fault: `--set clip_model=FOLDER` names another CLIP",
-    "adapter": "draw it with less `--strength`, train it again at a lower rate, or import a sound file",
+    "adapter": "use less `--strength`, train it again with a lower learning rate, or import another file",
 }
-"""What helps in float32, by the start of the part's name."""
+"""Hints for failures in float32, by the start of the component's name."""
 ANOTHER_BASE = "its weights are at fault: download the base again, or use another `--base`"
 
 
@@ -32,22 +32,20 @@ def is_finite(values: Tensor) -> bool:
     if not values.is_floating_point():
         return True
     total = values.detach().sum(dtype=torch.float32 if values.dtype in HALF else None)
-    return bool(torch.isfinite(total)) or bool(
-        torch.isfinite(values).all()
-    )  # a sum may overflow where its terms do not
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(values).all())  # a sum of finite terms may overflow
 
 
 LARGEST = 1e4
-"""Latents of pictures lie within -10 and 10; no picture has such ones, and the VAE overflows."""
+"""Largest valid latent. Latents of images lie within -10 and 10, and the VAE overflows far above."""
 
 
 def are_latents(values: Tensor) -> bool:
-    """Whether values may be latents, or a prediction of them: finite, and within any range."""
-    return float(values.abs().max()) <= LARGEST  # no comparison with NaN holds
+    """Whether values can be latents or a prediction of them: finite, and at most `LARGEST`."""
+    return float(values.abs().max()) <= LARGEST  # comparisons with NaN are false
 
 
 def find_bad_weight(module: nn.Module) -> str:
-    """The name of the first parameter that holds NaN or infinity; empty where none does. One synchronisation for all of them."""
+    """The name of the first parameter with NaN or infinity, or ""; one synchronisation for all parameters."""
     named = [(name, p.detach()) for name, p in module.named_parameters() if p.is_floating_point() and not p.is_meta]
     sums = [p.sum(dtype=torch.float32 if p.dtype in HALF else None).float() for _, p in named]
     if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
@@ -59,13 +57,13 @@ def find_bad_weight(module: nn.Module) -> str:
 
 
 def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
-    """Refuse a network whose own weights are not finite: nothing that it computes would be.
+    """Refuse a network with weights that are not finite, because its results would not be finite either.
 
     Args:
-        where: What it was read from.
+        where: The source of the weights.
 
     Raises:
-        DamagedError: Names the part, where it was read from, and the first such weight.
+        DamagedError: Names the component, the source, and the first such weight.
     """
     name = find_bad_weight(module) if module is not None else ""
     if name:
@@ -80,20 +78,20 @@ def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
 def describe_failure(
     part: str, dtype: torch.dtype, detail: str = "", what: str = "NaN or infinite values"
 ) -> NonFiniteError:
-    """The error that says which part gave NaN or infinite values, in which format, and what helps.
+    """Build the error for a component that gave values that are not finite, with number format and hint.
 
     Args:
-        part: "text encoder", "denoiser", "VAE encoder", "VAE decoder", or "adapter of <name>". detail: where it was noticed, put behind.
-        what: what it gives.
+        part: "text encoder", "denoiser", "VAE encoder", "VAE decoder", or "adapter of <name>".
+        detail: Appended to the message. what: Description of the values.
     """
     message = f"the {part} gives {what} in {HALF.get(dtype, 'fp32')}{detail}"
     remedy = next((text for start, text in REMEDIES.items() if part.startswith(start)), ANOTHER_BASE)
-    hint = "`--precision fp32` computes with a wider range" if dtype in HALF else remedy
+    hint = "use `--precision fp32`, which has a wider range" if dtype in HALF else remedy
     return NonFiniteError(message, hint, of_base=not part.startswith("adapter"))
 
 
 def checked(part: str, dtype: torch.dtype, values: Tensor) -> Tensor:
-    """Values that the base alone computed, if they are finite.
+    """Return values that the base computed without adapters, if they are finite.
 
     Raises:
         NonFiniteError: They are not.
@@ -110,14 +108,15 @@ def name_part(
     compute_alone: Callable[[], Tensor],
     is_sound: Callable[[Tensor], bool] = is_finite,
 ) -> str:
-    """Whether the base itself is at fault, or what was added to it.
+    """Decide whether the base or an adapter is at fault.
 
     Args:
-        names: The objects whose adapters and tokens took part. compute_alone: the same computed without adapters, told class words.
-        is_sound: what is asked of it.
+        names: The objects whose adapters and tokens were active.
+        compute_alone: Computes the same without adapters, with class words in the prompt.
+        is_sound: The check that failed.
 
     Returns:
-        `part`, or "adapter of <name>" where the base alone gives sound values.
+        `part`, or "adapter of <name>" if the base alone passes the check.
     """
     from objtune_cli.models.adapter_state import disabled
 
@@ -130,13 +129,13 @@ def name_part(
 
 
 def check_base(model: "BaseModel", where: object, open_float: Callable[[], Any]) -> None:
-    """Refuse a base whose text encoders or denoiser hold NaN or infinity; its VAE is looked at when what it computes is not finite.
+    """Refuse a base whose text encoders or denoiser contain NaN or infinity; `through_vae` checks the VAE.
 
     Args:
-        where: The folder or file that it was read from. open_float: opens it in float32.
+        where: Its folder or file. open_float: Loads it in float32.
 
     Raises:
-        DamagedError: It holds them as it was written. NonFiniteError: it does so only in the format that it was opened in.
+        DamagedError: The file contains such values. NonFiniteError: They occur only in this number format.
     """
     try:
         _check_networks(model, where)
@@ -146,7 +145,7 @@ def check_base(model: "BaseModel", where: object, open_float: Callable[[], Any])
         _check_networks(open_float(), where)
         raise NonFiniteError(
             f"weights of {where} are too large for {HALF[model.dtype]}",
-            "`--precision fp32` computes with a wider range",
+            "use `--precision fp32`, which has a wider range",
         ) from None
 
 
@@ -161,7 +160,7 @@ def _check_networks(model: "BaseModel", where: object) -> None:
 
 
 def check_condition(model: "BaseModel", texts: Sequence[str], condition: "Conditioning") -> None:
-    """Refuse the conditioning of prompts if it is not finite.
+    """Refuse a conditioning that is not finite.
 
     Raises:
         NonFiniteError: Names the text encoder, or the objects in the texts whose tokens or adapters are at fault.
@@ -177,25 +176,29 @@ def check_condition(model: "BaseModel", texts: Sequence[str], condition: "Condit
     raise describe_failure(part, condition.dtype)
 
 
-def through_vae(model: "BaseModel", part: str, given: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """What the VAE computes of what it is given; where it overflows in half precision, it is opened in float32 and computes it again.
+def through_vae(model: "BaseModel", part: str, inputs: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """Run the VAE; if it overflows in half precision, load it in float32 and run it again.
+
+    Args:
+        part: "VAE encoder" or "VAE decoder". inputs: Its inputs, for the check. compute: Runs it.
 
     Raises:
-        NonFiniteError: It is not finite in float32 either, or what it is given is not. DamagedError: because weights of the VAE are not.
+        NonFiniteError: The inputs are not finite, or the result is not finite in float32 either.
+        DamagedError: Weights of the VAE are not finite.
     """
-    found = compute()
-    if is_finite(found):
-        return found
-    if not is_finite(given):
+    outputs = compute()
+    if is_finite(outputs):
+        return outputs
+    if not is_finite(inputs):
         raise NonFiniteError(
-            f"the {part} was given NaN or infinite values", "`--precision fp32` computes with a wider range"
+            f"the {part} got NaN or infinite values", "use `--precision fp32`, which has a wider range"
         )
     if model.vae.dtype in HALF and model.reload_vae_fp32 is not None:
-        model.note(f"the {part} overflows in {HALF[model.vae.dtype]}: from here on the VAE computes in fp32")
+        model.note(f"the {part} overflows in {HALF[model.vae.dtype]}: the VAE now computes in fp32")
         model.loaded_vae, model.reload_vae = None, model.reload_vae_fp32
-        found = compute()
-        if is_finite(found):
-            return found
+        outputs = compute()
+        if is_finite(outputs):
+            return outputs
     check_weights(part, getattr(model.vae, part.removeprefix("VAE ")))
     for name in ("quant_conv", "post_quant_conv"):
         check_weights(f"VAE ({name})", getattr(model.vae, name, None))

@@ -1,4 +1,4 @@
-"""Opens a base model from a diffusers folder or a single-file checkpoint."""
+"""Loads a base model from a diffusers folder or a single-file checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from objtune_cli.runtime import cpu
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 UNREADABLE = (ValueError, RuntimeError, SafetensorError)
-"""What the libraries raise for a file that is cut off or not theirs."""
+"""Errors of the libraries for incomplete files and for other formats."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_TOKENS = 3
-"""Tokens of the shortest prompt: its start, one word and its end."""
+"""Number of tokens of the shortest prompt: start, one word, end."""
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a name; auto: bf16 where a GPU has it, fp16 on other GPUs, else fp32."""
+    """The number format of a name; "auto" is bf16 on GPUs that have it, fp16 on other GPUs, else fp32."""
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
@@ -41,93 +41,108 @@ def load(
     prediction: str = "",
     vae: Path | None = None,
 ) -> BaseModel:
-    """Open a diffusers folder of any known family; local files and safetensors only.
+    """Load a base model of any family, from local safetensors files only.
 
     Args:
-        weights: A single-file checkpoint; the folder then holds the family's configs. prediction: What the denoiser predicts, where that is known better
-            than the base says it. vae: Folder or file of an autoencoder that takes the place of its own.
+        folder: A diffusers folder, or the configs of a single-file checkpoint.
+        weights: The single-file checkpoint.
+        prediction: Prediction type of the denoiser, in place of that in the config.
+        vae: Folder or file of a VAE in place of the base's own.
 
     Raises:
-        MissingError: A part is missing. DamagedError: a part lacks weights, cannot be read, or its weights are not finite. IncompatibleError: it is
-            another kind of model. NonFiniteError: its weights are not finite in this format.
+        MissingError: A component is missing.
+        DamagedError: A component is unreadable, lacks weights, or has weights that are not finite.
+        IncompatibleError: Another kind of model. NonFiniteError: Weights are not finite in this number format.
     """
     with LOAD_LOCK:
-        model = _loaded(folder, device, dtype, weights, prediction, vae)
+        model = _load_components(folder, device, dtype, weights, prediction, vae)
         finite_checks.check_base(
             model,
             weights or folder,
-            lambda: _loaded(folder, torch.device("cpu"), torch.float32, weights, prediction, vae),
+            lambda: _load_components(folder, torch.device("cpu"), torch.float32, weights, prediction, vae),
         )
     return model
 
 
-def _loaded(
+def _load_components(
     folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None, prediction: str, vae: Path | None
 ) -> BaseModel:
+    """Load all components; arguments and errors are those of `load`."""
     silence_library_logging()
     if device.type == "cpu":
         cpu.tune_malloc()
-    said = (
-        single_file.describe(weights, prediction).schedule
-        if weights
-        else {"prediction_type": prediction}
-        if prediction
-        else {}
-    )
-    family = _family(folder)
+    overrides: Mapping[str, Any] = {"prediction_type": prediction} if prediction else {}
+    if weights:
+        overrides = single_file.describe(weights, prediction).schedule
+    family = _detect_family(folder)
     if not weights:
         folders.check(family, folder, vae)
     try:
-        (tokenizer, text_encoder), *more = (
-            single_file_loading.load_text_encoders(family, weights, folder)
-            if weights
-            else family.load_text_encoders(folder)
-        )
-        tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
-        tokenizer_3, text_encoder_3 = (
-            single_file_loading.load_t5(family, weights, folder, dtype) if weights else family.load_t5(folder, dtype)
-        )
-        model = BaseModel(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            denoiser=single_file_loading.load_component(family.denoiser, weights, folder)
-            if weights
-            else family.load_denoiser(folder),
-            loaded_vae=_autoencoder(folder, device, family.vae_dtype(dtype), weights, vae),
-            scheduler=family.load_scheduler(folder, **said),
-            sampler=family.load_sampler(folder, **said),
-            device=device,
-            dtype=dtype,
-            reload_vae=partial(_autoencoder, folder, device, family.vae_dtype(dtype), weights, vae),
-            reload_vae_fp32=partial(_autoencoder, folder, device, torch.float32, weights, vae),
-            family=family,
-            tokenizer_2=tokenizer_2,
-            text_encoder_2=text_encoder_2,
-            tokenizer_3=tokenizer_3,
-            text_encoder_3=text_encoder_3,
-            options=family.options(folder),
-        )
+        model = _build_model(family, folder, device, dtype, weights, vae, overrides)
     except OSError as error:
         first = component_loading.first_line(error)
         raise MissingError(f"a part of the base in {weights or folder} is missing: {first}", folders.AGAIN) from None
     except (*UNREADABLE, KeyError, TypeError) as error:
         first = component_loading.first_line(error)
         raise DamagedError(f"the base in {weights or folder} is damaged: {first}", folders.AGAIN) from None
-    _check_words(model, weights or folder)
-    model.notes += _notes(model, said, folder)
-    model.denoiser.requires_grad_(False).eval().to(device, dtype)
-    for module in model.text_encoders:
-        module.requires_grad_(False).eval().to(device, torch.float32)  # small, and token gradients need the precision
-    if text_encoder_3 is not None:
-        text_encoder_3.requires_grad_(False).eval().to(device)
-    if device.type == "cpu":
-        model.denoiser.to(memory_format=torch.channels_last)
-        cpu.set_threads_for(sum(p.numel() for p in model.denoiser.parameters()))
+    _check_tokenizers(model, weights or folder)
+    model.notes += _describe_loading(model, overrides, folder)
+    _freeze(model)
     return model
 
 
-def _notes(model: BaseModel, said: Mapping[str, Any], folder: Path) -> list[str]:
-    """What a user should know of how the base was opened: weights that nothing takes, and a sampler in place of its own."""
+def _build_model(
+    family: families.Family,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: Path | None,
+    vae: Path | None,
+    overrides: Mapping[str, Any],
+) -> BaseModel:
+    if weights:
+        (tokenizer, text_encoder), *more = single_file_loading.load_text_encoders(family, weights, folder)
+        tokenizer_3, text_encoder_3 = single_file_loading.load_t5(family, weights, folder, dtype)
+    else:
+        (tokenizer, text_encoder), *more = family.load_text_encoders(folder)
+        tokenizer_3, text_encoder_3 = family.load_t5(folder, dtype)
+    tokenizer_2, text_encoder_2 = more[0] if more else (None, None)
+    return BaseModel(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        denoiser=single_file_loading.load_component(family.denoiser, weights, folder)
+        if weights
+        else family.load_denoiser(folder),
+        loaded_vae=_load_vae(folder, device, family.vae_dtype(dtype), weights, vae),
+        scheduler=family.load_scheduler(folder, **overrides),
+        sampler=family.load_sampler(folder, **overrides),
+        device=device,
+        dtype=dtype,
+        reload_vae=partial(_load_vae, folder, device, family.vae_dtype(dtype), weights, vae),
+        reload_vae_fp32=partial(_load_vae, folder, device, torch.float32, weights, vae),
+        family=family,
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=text_encoder_2,
+        tokenizer_3=tokenizer_3,
+        text_encoder_3=text_encoder_3,
+        options=family.options(folder),
+    )
+
+
+def _freeze(model: BaseModel) -> None:
+    """Freeze the networks and move them to the device, text encoders in float32."""
+    model.denoiser.requires_grad_(False).eval().to(model.device, model.dtype)
+    for module in model.text_encoders:  # they are small, and token gradients need the precision
+        module.requires_grad_(False).eval().to(model.device, torch.float32)
+    if model.text_encoder_3 is not None:
+        model.text_encoder_3.requires_grad_(False).eval().to(model.device)
+    if model.device.type == "cpu":
+        model.denoiser.to(memory_format=torch.channels_last)
+        cpu.set_threads_for(sum(p.numel() for p in model.denoiser.parameters()))
+
+
+def _describe_loading(model: BaseModel, overrides: Mapping[str, Any], folder: Path) -> list[str]:
+    """Lines for the user: weights that are not used, and a sampler in place of the base's own."""
     notes = []
     parts = {
         model.family.denoiser: model.denoiser,
@@ -139,27 +154,28 @@ def _notes(model: BaseModel, said: Mapping[str, Any], folder: Path) -> list[str]
         unused = getattr(network, "unused_weights", None) or []
         if unused:
             notes.append(
-                f"{part} of the base holds {len(unused)} weights that its config has no place for and that are not used: {unused[0]}"
+                f"{part} of the base has {len(unused)} weights that its config does not describe, such as {unused[0]}; they are not used"
             )
-    config = model.family.read_scheduler(folder, **said)
+    config = model.family.read_scheduler(folder, **overrides)
     why = schedulers.why_replaced(config)
     if why:
         called = schedulers.describe(config)[0]
-        notes.append(f"{called} takes the place of the base's own sampler {config['_class_name']}: {why}")
+        notes.append(f"{called} replaces the base's own sampler {config['_class_name']}: {why}")
     return notes
 
 
-def _check_words(model: BaseModel, source: Path) -> None:
-    """Refuse a tokenizer that is not its text encoder's: it names vectors that are not there, or hardly any, or leaves no room for a word.
+def _check_tokenizers(model: BaseModel, source: Path) -> None:
+    """Refuse tokenizers that do not fit their text encoder, and set their maximum number of tokens.
 
     Raises:
-        DamagedError: Names both sizes, or the limit.
+        DamagedError: The vocabulary is larger than the token table, or less than half as large. Or there is no padding
+            token, or no room for a word.
     """
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
-        known, rows = len(tokenizer), int(encoder.config.vocab_size)
-        if known > rows or known < rows // 2:
+        words, rows = len(tokenizer), int(encoder.config.vocab_size)
+        if words > rows or words < rows // 2:
             raise DamagedError(
-                f"the base in {source} is damaged: its tokenizer has {known} words, its text encoder {rows}",
+                f"the base in {source} is damaged: its tokenizer has {words} words, its text encoder {rows}",
                 folders.AGAIN,
             )
         if tokenizer.pad_token is None:
@@ -168,17 +184,17 @@ def _check_words(model: BaseModel, source: Path) -> None:
         limit = tokenizer.model_max_length
         if not isinstance(limit, int | float) or not limit >= MIN_TOKENS:
             raise DamagedError(
-                f"the base in {source} is damaged: its tokenizer says that a prompt has at most {limit!r} tokens",
+                f"the base in {source} is damaged: its tokenizer limits prompts to {limit!r} tokens",
                 folders.AGAIN,
             )
         tokenizer.model_max_length = int(min(limit, encoder.config.max_position_embeddings))
 
 
-def _family(folder: Path) -> families.Family:
-    """The family that a folder says it is of.
+def _detect_family(folder: Path) -> families.Family:
+    """Detect the family of a folder.
 
     Raises:
-        IncompatibleError: Of none that is known. MissingError, DamagedError: it does not say.
+        IncompatibleError: An unsupported family. MissingError, DamagedError: `model_index.json` is missing or unreadable.
     """
     try:
         family = families.detect_family(folder)
@@ -188,25 +204,25 @@ def _family(folder: Path) -> families.Family:
         raise DamagedError(f"the base in {folder} is damaged: model_index.json cannot be read", folders.AGAIN) from None
     if family is None:
         raise IncompatibleError(
-            f"the base in {folder} is of no family that is known",
+            f"the base in {folder} is of an unsupported family",
             "docs/reference/base-models.md lists the supported families",
         )
     return family
 
 
-def _autoencoder(
-    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, given: Path | None = None
+def _load_vae(
+    folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, override: Path | None = None
 ) -> Any:
-    """The base's autoencoder, or the one that was given for it, frozen."""
+    """Load the base's VAE, or the file or folder `override`, and freeze it."""
     from diffusers import AutoencoderKL
 
     vae: Any
     with LOAD_LOCK:
-        if given is not None:
+        if override is not None:
             vae = (
-                single_file_loading.load_component("vae", given, single_file.LAYOUTS / _family(folder).name)
-                if given.is_file()
-                else component_loading.load_component(AutoencoderKL, given.parent, given.name)
+                single_file_loading.load_component("vae", override, single_file.LAYOUTS / _detect_family(folder).name)
+                if override.is_file()
+                else component_loading.load_component(AutoencoderKL, override.parent, override.name)
             )
         elif weights:
             vae = single_file_loading.load_component("vae", weights, folder)
@@ -217,11 +233,11 @@ def _autoencoder(
 
 
 def silence_library_logging() -> None:
-    """No load reports and bars of the libraries among our lines."""
+    """Turn off the load reports and progress bars of the libraries."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    transformers.utils.logging.set_verbosity(logging.CRITICAL)  # what matters is an error of ours
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)  # failures become errors of this package
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity(logging.CRITICAL)
     diffusers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Placeholder tokens: new words whose vectors come from outside the frozen table."""
+"""Placeholder tokens: new words with token vectors of their own, next to the frozen token table."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ from objtune_cli.models.prompts import PLACEHOLDER, PLACEHOLDER_TOKENS, placehol
 
 
 class ExtendedEmbedding(nn.Module):
-    """The frozen token table with rows after its end that may be learned; the table is not copied."""
+    """The frozen token table with trainable rows after its end; the table is not copied."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
@@ -28,17 +28,17 @@ class ExtendedEmbedding(nn.Module):
         return self.table.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, L) ids to (B, L, d); ids past the table's end take the added rows."""
+        """Token vectors (B, L, d) of ids (B, L); ids past the table's end select the added rows."""
         end = self.table.num_embeddings
-        known: Tensor = self.table(ids.clamp_max(end - 1))
+        embedded: Tensor = self.table(ids.clamp_max(end - 1))
         if not self.added_rows:
-            return known
+            return embedded
         extra = torch.cat(list(self.added_rows.values()))[(ids - end).clamp_min(0)]
-        return torch.where((ids >= end)[..., None], extra.to(known.dtype), known)
+        return torch.where((ids >= end)[..., None], extra.to(embedded.dtype), embedded)
 
 
 class Placeholders:
-    """The words added to one stack: what `<rex>` stands for."""
+    """The placeholders added to one base model, such as `<rex>`."""
 
     def __init__(self, model: BaseModel) -> None:
         self.model = model
@@ -47,16 +47,16 @@ class Placeholders:
         self.words: dict[str, list[str]] = {}
 
     def add(self, name: str, rows: Tensor, class_word: str = "") -> None:
-        """Make `<name>` stand for the vectors `rows` (k, d), in this order; under several text encoders, theirs side by side.
+        """Add the placeholder `<name>` with token vectors `rows` (k, d), concatenated over the text encoders.
 
         Args:
-            class_word: What is read in its place by an encoder that knows no added words; the name itself, if there is none.
+            class_word: The word that T5, which has no placeholders, reads instead; "" for the name itself.
 
         Raises:
-            ValueError: The name is taken; `replace` gives it other vectors.
+            ValueError: The placeholder exists; `replace` changes its vectors.
         """
         if name in self.words:
-            raise ValueError(f"<{name}> is already a word")
+            raise ValueError(f"the placeholder <{name}> exists")
         own = placeholder_tokens(name, len(rows))
         for tokenizer, table in zip(self.model.tokenizers, self.tables, strict=True):
             _fill_gap(tokenizer, table)
@@ -66,12 +66,12 @@ class Placeholders:
         self.replace(name, rows)
 
     def replace(self, name: str, rows: Tensor) -> None:
-        """Give a known word other vectors of the same shape; gradients flow through them."""
+        """Replace the vectors of a placeholder with others of the same shape; gradients flow through them."""
         for table, part in zip(self.tables, split_encoders(rows, self.model.widths), strict=True):
             table.added_rows[name] = part.to(self.model.device)
 
     def expand(self, prompt: str) -> str:
-        """The prompt with every known `<name>` written as its tokens; a version is dropped."""
+        """Replace every `<name>` or `<name@version>` of a placeholder in a prompt by its tokens."""
 
         def words(match: re.Match[str]) -> str:
             return " ".join(self.words[match[1]]) if match[1] in self.words else match[0]
@@ -113,24 +113,24 @@ class Placeholders:
         return replace(plain, sequence=torch.where(is_placeholder[:, None], own_rows, plain_rows)[None])
 
     def count_leading_tokens(self, prompts: Sequence[str]) -> int:
-        """Leading tokens of prompts up to their last added word: as many as a causal text encoder must read to say all of these."""
+        """Number of leading tokens up to the last placeholder in prompts; a causal text encoder needs no more to encode them."""
         ids = self.model.token_ids([self.expand(prompt) for prompt in prompts])
         added = ids >= self.table.table.num_embeddings
         return int(added.any(0).nonzero().max()) + 1 if added.any() else 1
 
     def token_positions(self, ids: Tensor, name: str) -> Tensor:
-        """Where the tokens of `<name>` stand in ids (B, L): boolean, same shape."""
+        """Mask (B, L) of the tokens of `<name>` in ids (B, L)."""
         own = torch.tensor(self.model.tokenizer.convert_tokens_to_ids(self.words[name]), device=ids.device)
         return torch.isin(ids, own)
 
     def token_mask(self, text: str, name: str) -> Tensor:
-        """Which rows of an expanded prompt's condition are `<name>`, boolean: its tokens, then what else the family has of it; those behind are not."""
+        """Mask of the text features of `<name>` for an expanded prompt: CLIP's tokens, then T5's if the family has it."""
         own = self.token_positions(self.model.token_ids([text]), name)[0]
         return torch.cat([own, self.model.family.t5_token_mask(self.model, text, name).to(own.device)])
 
 
 def _extend_embedding(encoder: Any) -> ExtendedEmbedding:
-    """A text encoder's own table, extended once."""
+    """Extend a text encoder's token table, once."""
     table = encoder.get_input_embeddings()
     extended = table if isinstance(table, ExtendedEmbedding) else ExtendedEmbedding(table)
     encoder.set_input_embeddings(extended)
@@ -138,22 +138,22 @@ def _extend_embedding(encoder: Any) -> ExtendedEmbedding:
 
 
 def _fill_gap(tokenizer: Any, table: ExtendedEmbedding) -> None:
-    """Some bases pad their table past the vocabulary: new ids must lie behind its end."""
+    """Add unused tokens up to the table's end, because some bases pad it past the vocabulary."""
     missing = table.table.num_embeddings - len(tokenizer)
     if missing > 0:
         tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
 
 
 def _counterparts(ids: list[int], others: list[int]) -> list[int]:
-    """For each place of one sequence that of the same token in the other; where there is none, its end."""
-    found = [len(others) - 1] * len(ids)
+    """For each token of one sequence the position of the same token in the other, or its last position."""
+    positions = [len(others) - 1] * len(ids)
     for block in difflib.SequenceMatcher(None, ids, others, autojunk=False).get_matching_blocks():
-        found[block.a : block.a + block.size] = range(block.b, block.b + block.size)
-    return found
+        positions[block.a : block.a + block.size] = range(block.b, block.b + block.size)
+    return positions
 
 
 def class_token_embeddings(model: BaseModel, word: str) -> Tensor:
-    """The token vectors of a class word, (n, d); those of several text encoders side by side."""
+    """The token vectors (n, d) of a class word, concatenated over the text encoders."""
     parts = []
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
         ids: Any = tokenizer(word, add_special_tokens=False).input_ids
@@ -163,32 +163,32 @@ def class_token_embeddings(model: BaseModel, word: str) -> Tensor:
 
 
 def split_encoders(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """Rows (k, d) as each text encoder's own.
+    """Split token vectors (k, d) into those of each text encoder.
 
     Raises:
-        IncompatibleError: They are as wide as no token of this base.
+        IncompatibleError: The width d differs from that of the base.
     """
     if rows.shape[-1] != sum(widths):
         raise IncompatibleError(
-            f"a token's vectors have {rows.shape[-1]} numbers; this base's have {sum(widths)}",
-            "use the base that it was made on",
+            f"token vectors have {rows.shape[-1]} numbers; those of this base have {sum(widths)}",
+            "use the base that they were trained on",
         )
     return [rows] if len(widths) == 1 else list(rows.split(list(widths), dim=-1))
 
 
 def concat_encoders(parts: Sequence[Tensor]) -> Tensor:
-    """The undoing of `split`."""
+    """Concatenate the token vectors of the text encoders; the inverse of `split_encoders`."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 def from_encoders(parts: Sequence[Any]) -> Tensor:
-    """Rows from each text encoder's own, as artifacts hold them (torch or numpy); a copy."""
+    """Concatenate a copy of the token vectors of the text encoders, from torch or numpy."""
     return concat_encoders([torch.tensor(part) if not isinstance(part, Tensor) else part.clone() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """How much of a text one encoder reads: its tokens, and the tokens that the encoder takes at most, start and end included."""
+    """Number of tokens of a text for one text encoder, and the encoder's maximum, with start and end token."""
 
     count: int
     limit: int
@@ -198,46 +198,46 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
     """Check that every text encoder reads all tokens of the objects in an expanded prompt.
 
     Returns:
-        A reading for each encoder that cuts off plain words, without repetitions.
+        The token count for each encoder that cuts off other words, without repetitions.
 
     Raises:
-        InputError: An encoder cuts off an object, all or a part.
+        InputError: An encoder cuts off tokens of an object.
     """
     names = list(dict.fromkeys(match[1] for match in PLACEHOLDER_TOKENS.finditer(text)))
-    found = []
+    counts = []
     for tokenizer in model.tokenizers:
         ids = tokenizer(text).input_ids
         own = {
             name: set(tokenizer.convert_tokens_to_ids(placeholder_tokens(name, _count(text, name)))) for name in names
         }
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
-        found.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
-    said = model.with_class_words(text)
+        counts.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
+    class_text = model.with_class_words(text)
     for tokenizer, limit in model.family.t5_tokenizers(model):
-        offsets = tokenizer(said, return_offsets_mapping=True).offset_mapping
+        offsets = tokenizer(class_text, return_offsets_mapping=True).offset_mapping
         spans = {name: model.class_word_spans(text, name) for name in names}
         places = {
             name: [i for i, (a, b) in enumerate(offsets) if any(a < end and b > start for start, end in spans[name])]
             for name in names
         }
-        found.append(_count_tokens(tokenizer, said, limit, places, where))
-    return list(dict.fromkeys(reading for reading in found if reading.count > reading.limit))
+        counts.append(_count_tokens(tokenizer, class_text, limit, places, where))
+    return list(dict.fromkeys(reading for reading in counts if reading.count > reading.limit))
 
 
 def _count(text: str, name: str) -> int:
-    """How many tokens a name has in an expanded text."""
+    """Number of tokens of a name in an expanded text."""
     return max(len(match[0].split()) for match in PLACEHOLDER_TOKENS.finditer(text) if match[1] == name)
 
 
 def _count_tokens(tokenizer: Any, text: str, limit: int, places: Mapping[str, Sequence[int]], where: str) -> TokenCount:
-    """Compare what a tokenizer makes of a text with the part of it that is read; `places`: of each name's tokens."""
+    """Count a text's tokens, and check that none of the positions `places` of each name's tokens is cut off."""
     ids, cut = tokenizer(text).input_ids, tokenizer(text, truncation=True, max_length=limit).input_ids
-    read = next((i for i, (a, b) in enumerate(zip(ids, cut, strict=False)) if a != b), len(cut))
+    limit_index = next((i for i, (a, b) in enumerate(zip(ids, cut, strict=False)) if a != b), len(cut))
     for name, own in places.items():
-        lost = [i for i in own if i >= read]
-        if lost:
+        cut_off = [i for i in own if i >= limit_index]
+        if cut_off:
             raise InputError(
-                f"<{name}> stands at tokens {lost[0] + 1} to {lost[-1] + 1} of {where}, but the base reads only the first {read}",
-                f"name <{name}> earlier, or make the text before it shorter",
+                f"<{name}> is at tokens {cut_off[0] + 1} to {cut_off[-1] + 1} of {where}, but the base reads only the first {limit_index}",
+                f"move <{name}> forward, or shorten the text before it",
             )
     return TokenCount(len(ids), limit)

@@ -1,35 +1,35 @@
-"""What a prompt says of objects, as text: names, the pieces that tokenizers know, class words."""
+"""Objects in prompts as text: names, placeholder tokens and class words."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
-"""The scenes of previews and of self-evaluation; a photo shows at most one of them."""
+"""The scenes of previews and self-evaluation; a photo shows at most one of them."""
 
 PROMPT = "a photo of {}"
-"""The template that embeddings, priors and validation share."""
+"""The prompt template of embeddings, class priors and validation."""
 
 
 PLACEHOLDER = re.compile(r"<([a-z0-9][a-z0-9._-]*)(?:@([0-9]+))?>")
 """`<name>` or `<name@version>` in a prompt."""
 PLACEHOLDER_TOKENS = re.compile(r"<\|([a-z0-9][a-z0-9._-]*):0\|>(?: <\|\1:[1-9][0-9]*\|>)*")
-"""The tokens of one name, as `pieces` writes them."""
+"""The tokens of one name, as from `placeholder_tokens`."""
 
 _DETERMINERS = r"(?:the|my|your|his|her|its|our|their|this|that|an?)"
 _LEADS = r"(?:of|on|in|at|to|by|for|from|with|without|and|or|as|is|are|was|like|near|beside|behind|before|under|over|above|below|inside|wearing|holding|riding)"
 _DESCRIBED = (
     rf"(?:\s+(?!{_LEADS}\b)[a-z-]+|\s+(?!{_LEADS}\b)[a-z-]+\s+(?!{_LEADS}\b|[a-z-]*(?:ing|(?<!ou)s)\b)[a-z-]+)?"
 )
-"""Nothing, "red", or "big red", but neither "photo of" nor "cat chasing" nor "boy hugs": words that lead to another thing."""
+"""Up to two adjectives, such as "red" or "big red"; no words that lead to another noun ("photo of", "cat chasing")."""
 
 
 def placeholder_tokens(name: str, count: int) -> list[str]:
-    """The tokens that a name of so many vectors is written as."""
+    """The tokens of a name with `count` vectors."""
     return [f"<|{name}:{i}|>" for i in range(count)]
 
 
 def class_word_spans(prompt: str, name: str, classes: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where a name's class word stands, first and last letter and one, in what `with_class_words` makes of `named` of the prompt."""
+    """Character ranges [start, end) of a name's class word after `with_class_words(restore_placeholders(prompt), classes)`."""
     ends = [
         len(with_class_words(restore_placeholders(prompt[: m.end()]), classes))
         for m in PLACEHOLDER_TOKENS.finditer(prompt)
@@ -39,31 +39,38 @@ def class_word_spans(prompt: str, name: str, classes: Mapping[str, str]) -> list
 
 
 def find_names(texts: Sequence[str]) -> list[str]:
-    """The objects that prompts name whose names are written as tokens."""
+    """The names of the objects whose tokens are in expanded prompts."""
     return list(dict.fromkeys(match[1] for text in texts for match in PLACEHOLDER_TOKENS.finditer(text)))
 
 
 def restore_placeholders(prompt: str) -> str:
-    """A prompt whose names are written as tokens, with the names again."""
+    """Replace the tokens of each object in an expanded prompt by `<name>`."""
     return PLACEHOLDER_TOKENS.sub(r"<\1>", prompt)
 
 
 def objects_only_prompt(prompt: str, classes: Mapping[str, str]) -> str:
-    """A prompt up to its first object, then its objects and nothing else, `a photo of a dog and a mug`; "" where it names none.
+    """A prompt up to its first object, then only its objects, as in `a photo of a dog and a mug`; "" without objects.
 
-    One that is named twice is there twice, as in the whole prompt: it is no second thing.
+    An object that occurs twice in the prompt occurs twice in the result.
     """
-    found = [m for m in PLACEHOLDER.finditer(prompt) if m[1] in classes]
-    return with_class_words(prompt[: found[0].start()] + " and ".join(m[0] for m in found), classes) if found else ""
+    mentions = [m for m in PLACEHOLDER.finditer(prompt) if m[1] in classes]
+    return (
+        with_class_words(prompt[: mentions[0].start()] + " and ".join(m[0] for m in mentions), classes)
+        if mentions
+        else ""
+    )
 
 
 def with_class_words(prompt: str, classes: Mapping[str, str]) -> str:
-    """The prompt with each `<name>` as "a <class>"; an article or a possessive before it, or before a word or two that describe it, stays the only one."""
+    """Replace each `<name>` in a prompt by "a <class>".
+
+    No article is added after an article or possessive, even with up to two adjectives in between.
+    """
     for name, word in classes.items():
         literal = word.replace("\\", r"\\")
-        said = rf"<{re.escape(name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{said}", rf"\g<1> {literal}", prompt, flags=re.I)
-        prompt = re.sub(said, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {literal}", prompt)
+        pattern = rf"<{re.escape(name)}(?:@[0-9]+)?>"
+        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{pattern}", rf"\g<1> {literal}", prompt, flags=re.I)
+        prompt = re.sub(pattern, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {literal}", prompt)
     return prompt
 
 

@@ -1,4 +1,4 @@
-"""Bases of the families' own layouts and sizes with random weights, opened as `train` opens them: nothing is downloaded, nothing written."""
+"""Base models with random weights in the real sizes of each family, for memory measurements without downloads."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 from objtune_cli.errors import UsageError
 from objtune_cli.models import (
-    base_model,  # repairs torchvision before the libraries below ask for it
+    base_model,  # repairs torchvision before the libraries below import it
     loading,
     precision,
 )
@@ -22,32 +22,35 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 LAYOUTS: dict[str, Family] = {"sd15": SD1, "sd21": SD2, "sdxl": SDXL, "sd3": SD3}
-"""SD 3 is medium's, without T5."""
+"""Families by the name of their layout; SD 3 is the medium model without T5."""
 FACTOR = 8
-"""Picture pixels per latent cell, along one side, of all of them."""
+"""Image pixels per latent cell, along one side, in all layouts."""
 
 
 def parse_names(names: str) -> list[str]:
-    """The layouts of a list with commas; "base" is the base at hand.
+    """Split a comma-separated list of layouts; "base" is the selected base.
 
     Raises:
-        UsageError: One of them is not known.
+        UsageError: A layout is unknown.
     """
-    found = [name.strip() for name in names.split(",")]
-    wrong = [name for name in found if name not in LAYOUTS and name != "base"]
+    layouts = [name.strip() for name in names.split(",")]
+    wrong = [name for name in layouts if name not in LAYOUTS and name != "base"]
     if wrong:
-        raise UsageError(f"bench.memory_models names {', '.join(wrong)}", f"one or more of {', '.join(LAYOUTS)}, base")
-    return found
+        raise UsageError(
+            f"bench.memory_models has the unknown {', '.join(wrong)}", f"use one or more of {', '.join(LAYOUTS)}, base"
+        )
+    return layouts
 
 
 def random_base_model(
     name: str, device: torch.device, dtype: torch.dtype, side: int = 0, denoiser: torch.dtype | None = None
 ) -> base_model.BaseModel:
-    """A layout's parts: denoiser and autoencoder in `dtype`, text encoders in float32, CLIP's own words; `side`: of its pictures, px, 0: its own.
+    """Build a base model with random weights: text encoders in float32, the other networks in `dtype`.
 
-    `denoiser`: its number format where it is another.
+    The configs are those in `families/layouts`.
 
-    Source: the configs of the models' folders, as the package keeps them for one-file checkpoints.
+    Args:
+        side: Side of the images, px; 0 for that of the layout. denoiser: Number format of the denoiser if not `dtype`.
     """
     loading.silence_library_logging()
     family = LAYOUTS[name]
@@ -76,10 +79,10 @@ def random_base_model(
 
 
 def load_random(name: str, device_name: str, precision_name: str, side: int, fitting: int) -> base_model.BaseModel:
-    """A layout in the number formats and the memory layout in which `train` opens a base.
+    """Build a layout in the number formats and the memory layout in which `train` loads a base.
 
     Args:
-        side: Of its pictures, px; 0: the layout's own on a GPU, `fitting` on a processor.
+        side: Side of the images, px; 0 for that of the layout on a GPU, and `fitting` on a CPU.
     """
     device = devices.pick_device(device_name)
     dtype = loading.pick_dtype(precision_name, device)
@@ -87,28 +90,28 @@ def load_random(name: str, device_name: str, precision_name: str, side: int, fit
         return random_base_model(name, device, dtype, side)
     tune_malloc()
     half = precision_name == "auto" and precision.processor_has_bf16()
-    made = random_base_model(
+    model = random_base_model(
         name, device, dtype, side or fitting, torch.bfloat16 if half else dtype
-    )  # never whole in float32: that alone would be the peak
-    made.denoiser.to(memory_format=torch.channels_last)
+    )  # never complete in float32, which would be the peak
+    model.denoiser.to(memory_format=torch.channels_last)
     if half:
-        precision.use_bf16_matmuls(made.denoiser)
-    return made
+        precision.use_bf16_matmuls(model.denoiser)
+    return model
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    return found
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    return config
 
 
 def _encoder(folder: Path) -> Any:
-    said = _config(folder)
-    kind: Any = CLIPTextModel if said["architectures"] == ["CLIPTextModel"] else CLIPTextModelWithProjection
-    return kind(CLIPTextConfig(**said))
+    config = _config(folder)
+    kind: Any = CLIPTextModel if config["architectures"] == ["CLIPTextModel"] else CLIPTextModelWithProjection
+    return kind(CLIPTextConfig(**config))
 
 
 def _random(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A frozen module made in its number format: never whole in another."""
+    """Build a frozen module directly in its number format."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

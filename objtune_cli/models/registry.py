@@ -116,7 +116,7 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
     family = checkpoint.family
     _check_prediction(family, prediction)
     if not checkpoint.has_vae and vae is None:
-        raise IncompatibleError(f"{path} holds no autoencoder", f"give one: {vae_override.HOW}")
+        raise IncompatibleError(f"{path} has no VAE", f"use {vae_override.HOW}")
     folder = single_file.LAYOUTS / family.name
     if vae is not None:
         vae_override.check_vae(vae, folders.read_json(folder, "vae/config.json"))
@@ -171,7 +171,7 @@ def _detect_family(ident: str, folder: Path) -> Family:
         family = families.detect_family(folder)
     except FileNotFoundError:
         raise MissingError(
-            f"{folder} is no diffusers model: it has no model_index.json", _suggest_folder(folder)
+            f"{folder} is not a diffusers model: it has no model_index.json", _suggest_folder(folder)
         ) from None
     except (ValueError, KeyError, TypeError, OSError):
         folders.read_json(folder, "model_index.json")  # its message is more exact

@@ -34,8 +34,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def _columns(alpha_bar: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    chosen = alpha_bar.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
-    return chosen.sqrt(), (1 - chosen).sqrt()
+    columns = alpha_bar.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return columns.sqrt(), (1 - columns).sqrt()
 
 
 def add_noise(z: Tensor, eps: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:

@@ -84,21 +84,21 @@ def _open_claim(claim: Path) -> int:
     Raises:
         FileExistsError: Another process has it.
     """
-    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(claim))
+    error = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(claim))
     try:
         handle, new = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
     except FileExistsError:
         try:
             handle, new = os.open(claim, os.O_RDWR), False
         except FileNotFoundError:  # its owner deleted it
-            raise taken from None
+            raise error from None
     try:
         locked = lock(handle)
         if not (locked or new) or not is_named(handle, claim):
-            raise taken
+            raise error
     except BlockingIOError:
         os.close(handle)
-        raise taken from None
+        raise error from None
     except BaseException:
         os.close(handle)
         raise

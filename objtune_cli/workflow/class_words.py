@@ -52,8 +52,8 @@ def clean_class_word(text: str) -> str:
         )
     word = _ARTICLES.sub("", word.strip(_QUOTES)).strip(_ENDS)
     if not word:
-        said = f"the class {text.strip()!r} has no word in it" if text.strip() else "the object has no class"
-        raise UsageError(said, f"give its class: {CLASS_EXAMPLE.removeprefix('for example ')}")
+        problem = f"the class {text.strip()!r} has no word in it" if text.strip() else "the object has no class"
+        raise UsageError(problem, f"give its class: {CLASS_EXAMPLE.removeprefix('for example ')}")
     return word
 
 
@@ -77,16 +77,16 @@ def pair_with_names(texts: Sequence[str], names: Sequence[str] = ()) -> list[tup
     return list(zip(words, called, strict=True))
 
 
-def match_known(word: str, known: Sequence[str]) -> str | None:
+def match_known(word: str, words: Sequence[str]) -> str | None:
     """The known word that this is in another case or in the plural; None if there is none."""
-    spelled = {each.casefold(): each for each in known}
+    spelled = {each.casefold(): each for each in words}
     return next((spelled[form] for form in _singular_forms(word.casefold()) if form in spelled), None)
 
 
-def match_last_word(word: str, known: Sequence[str]) -> str | None:
+def match_last_word(word: str, words: Sequence[str]) -> str | None:
     """The known word that a longer class ends with: mug of "red mug"."""
     last = word.rpartition(" ")[2]
-    return match_known(last, known) if last != word else None
+    return match_known(last, words) if last != word else None
 
 
 def _singular_forms(word: str) -> list[str]:
@@ -98,26 +98,26 @@ def _singular_forms(word: str) -> list[str]:
     ]
 
 
-def sort_by_likeness(word: str, known: Sequence[str]) -> list[str]:
+def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
     """The known words, those first that the class ends with, holds, or is spelled most like."""
 
     def distance(each: str) -> tuple[bool, bool, float]:
         alike = difflib.SequenceMatcher(None, each.casefold(), word.casefold()).ratio()
-        return each != match_last_word(word, known), each.casefold() not in word.casefold().split(), -alike
+        return each != match_last_word(word, words), each.casefold() not in word.casefold().split(), -alike
 
-    return sorted(known, key=distance)
+    return sorted(words, key=distance)
 
 
 def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
     """The targets with class words that the base knows, where it lists them: Dogs and "red dog" to dog."""
-    known = _known_classes(ctx)
-    found = []
+    words = _known_classes(ctx)
+    respelled = []
     for target in targets:
-        word = match_known(target.class_word, known) or match_last_word(target.class_word, known) or target.class_word
+        word = match_known(target.class_word, words) or match_last_word(target.class_word, words) or target.class_word
         if word.casefold() != target.class_word.casefold():
             ctx.note_once(f"the class {target.class_word!r} is read as {word!r}, which the base {ctx.base.id} knows")
-        found.append(replace(target, class_word=word))
-    return found
+        respelled.append(replace(target, class_word=word))
+    return respelled
 
 
 def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
@@ -126,11 +126,11 @@ def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
     Raises:
         InputError: It is to choose by a word that it does not know. With `--force` it does.
     """
-    word, known = target.class_word, _known_classes(ctx)
-    if not known or match_known(word, known):
+    word, words = target.class_word, _known_classes(ctx)
+    if not words or match_known(word, words):
         return
-    if chooses and not ctx.force and not match_last_word(word, known):
-        near = difflib.get_close_matches(word.casefold(), sort_by_likeness(word, known)[:1])
+    if chooses and not ctx.force and not match_last_word(word, words):
+        near = difflib.get_close_matches(word.casefold(), sort_by_likeness(word, words)[:1])
         other = f"`--class {near[0]}`" if near else "give one of these if it is one"
         raise InputError(
             _unknown_message(ctx, word),
@@ -173,10 +173,10 @@ def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None
     count = max(len(tokenizer(sentence).input_ids) for tokenizer in model.tokenizers) + vectors
     limit = min(int(tokenizer.model_max_length) for tokenizer in model.tokenizers)
     if count > limit:
-        said = " and ".join(map(repr, words))
+        quoted = " and ".join(map(repr, words))
         more = ", or learn fewer objects together" if len(words) > 1 else ""
         raise InputError(
-            f"a sentence with {said} has {count} tokens; the base reads {limit}",
+            f"a sentence with {quoted} has {count} tokens; the base reads {limit}",
             f"give a shorter word with `--class`{more}",
         )
 

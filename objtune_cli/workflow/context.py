@@ -100,17 +100,19 @@ class StageContext:
         from objtune_cli.models.finite_checks import HALF
 
         used = HALF.get(next(model.denoiser.parameters()).dtype, "") or HALF.get(model.dtype, "")
-        asked = "auto " if self.common.precision == "auto" else ""
-        return tool_versions() | ({"precision": asked + used} if used else {})
+        prefix = "auto " if self.common.precision == "auto" else ""
+        return tool_versions() | ({"precision": prefix + used} if used else {})
 
     def _computed(self, wanted: Record) -> Ref | None:
         """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
-        asked = self.common.precision
-        if asked == "auto":  # what was made so first: of what says nothing, some was told fp32
-            auto = self.store.find_identical(wanted, lambda found: found.tools.get("precision", "").startswith("auto "))
-            return auto or self.store.find_identical(wanted, lambda found: "precision" not in found.tools)
+        precision = self.common.precision
+        if precision == "auto":  # what was made so first: of what says nothing, some was told fp32
+            auto = self.store.find_identical(
+                wanted, lambda record: record.tools.get("precision", "").startswith("auto ")
+            )
+            return auto or self.store.find_identical(wanted, lambda record: "precision" not in record.tools)
         return self.store.find_identical(
-            wanted, lambda found: found.tools.get("precision", "fp32").removeprefix("auto ") == asked
+            wanted, lambda record: record.tools.get("precision", "fp32").removeprefix("auto ") == precision
         )
 
     def team(self) -> "ProcessGroup | None":
@@ -214,7 +216,7 @@ class StageContext:
                 return added
         return ""
 
-    def check_base(self, record: Record, *, drawn: bool = False) -> None:
+    def check_base(self, record: Record, *, for_images: bool = False) -> None:
         """Refuse an artifact made with another base; one that is only drawn may come from another base of the family, which is said.
 
         Raises:
@@ -231,8 +233,8 @@ class StageContext:
             if mine == theirs
             else ""
         )
-        why = base_compatibility.explain_incompatible(self.base, self.store, record) if drawn else ""
-        if drawn and not why and not self.common.strict_base:
+        why = base_compatibility.explain_incompatible(self.base, self.store, record) if for_images else ""
+        if for_images and not why and not self.common.strict_base:
             self.note_once(
                 f"{record.ref} was learned on the base {theirs} and is drawn on {mine}{same}, another base of {self.base.family.title}; `--strict-base` refuses this"
             )

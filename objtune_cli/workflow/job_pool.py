@@ -52,12 +52,12 @@ class JobProcess:
             return False
         if self.child.poll() is None:
             return False
-        said, _ = self.child.communicate()
+        report, _ = self.child.communicate()
         code, self.child = self.child.returncode, None
         if code == BUSY_CODE and self.tries < MAX_RETRIES:
             self.tries, self.retry = self.tries + 1, time.monotonic() + RETRY_SECONDS
             return False
-        return self._ended(128 - code if code < 0 else code, said)
+        return self._finish(128 - code if code < 0 else code, report)
 
     def _start(self) -> None:
         program = [sys.executable, "-P", "-m", "objtune_cli", "--json", f"--project={self.project.folder}"]
@@ -68,12 +68,12 @@ class JobProcess:
                 start_new_session=True,  # a signal from the terminal reaches it once, through us: a second one would end it unsaved
             )  # fmt: skip
 
-    def _ended(self, code: int, said: str) -> bool:
+    def _finish(self, code: int, report: str) -> bool:
         """Take down what one command said; whether it was the last."""
         result = self.result
         result.seconds = round(time.monotonic() - self.started, 1)
         try:
-            document: dict[str, Any] = json.loads(said)
+            document: dict[str, Any] = json.loads(report)
         except ValueError:  # killed, or a bug
             document = {"error": {"message": f"ended without output; see {self.log}"}}
         if code:
@@ -101,8 +101,8 @@ def run(
     """
     waiting = list(jobs)
     active: list[JobProcess] = []
-    ended: dict[str, JobResult] = {}
-    known: set[str] = set()
+    results: dict[str, JobResult] = {}
+    classes: set[str] = set()
     environment = _environment(processes)
     passed = 0
     while waiting or active:
@@ -113,19 +113,19 @@ def run(
                     each.child.send_signal(passed)
         for each in [a for a in active if (passed and a.child is None) or a.poll()]:
             active.remove(each)
-            known |= set(each.job.classes)
-            ended[each.job.label] = each.result
-            _report_result(report, each.result, len(ended), len(jobs))
-        while not passed and len(active) < processes and (job := _next_job(waiting, active, known)):
+            classes |= set(each.job.classes)
+            results[each.job.label] = each.result
+            _report_result(report, each.result, len(results), len(jobs))
+        while not passed and len(active) < processes and (job := _next_job(waiting, active, classes)):
             waiting.remove(job)
             active.append(JobProcess(job, project, environment))
         time.sleep(0.05)
-    return [ended.get(job.label) or JobResult(job.label, code=128 + passed, message="not started") for job in jobs]
+    return [results.get(job.label) or JobResult(job.label, code=128 + passed, message="not started") for job in jobs]
 
 
-def _next_job(waiting: list[Job], active: list[JobProcess], known: set[str]) -> Job | None:
+def _next_job(waiting: list[Job], active: list[JobProcess], classes: set[str]) -> Job | None:
     """The first job that shares no unmade prior with one at work."""
-    making = {word for each in active for word in each.job.classes} - known
+    making = {word for each in active for word in each.job.classes} - classes
     return next((job for job in waiting if not making & set(job.classes)), None)
 
 

@@ -110,12 +110,12 @@ def _hint_at_out() -> Iterator[None]:
 
 def _check_distinct(files: Sequence[OutputFile]) -> None:
     """Refuse two files of one name; case does not tell them apart, for on Windows and macOS it does not."""
-    seen: dict[str, Path] = {}
+    by_target: dict[str, Path] = {}
     for file in files:
         key = os.path.realpath(file.path).casefold()
-        if key in seen:
+        if key in by_target:
             raise UsageError(f"two files would be {file.path}", "export them one by one, each with its own `--out`")
-        seen[key] = file.path
+        by_target[key] = file.path
 
 
 def _follow_link(path: Path) -> Path:
@@ -139,10 +139,10 @@ def _is_wanted(file: OutputFile, force: bool, note: Callable[[str], None]) -> bo
         raise UsageError(f"{path} is a link that leads nowhere", "remove it, or give another folder with `--out DIR`")
     if not path.is_file():
         raise UsageError(f"{path} is no regular file", "give a folder with `--out DIR`")
-    held = _read(path)
-    if held == file.data:
+    content = _read(path)
+    if content == file.data:
         return False
-    if held is not None and file.is_own(held):
+    if content is not None and file.is_own(content):
         note(f"{path} held another export of the same object; it is replaced")
     elif force:
         note(f"{path} is replaced")

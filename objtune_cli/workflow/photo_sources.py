@@ -46,8 +46,8 @@ def _name(text: str) -> str:
 
 def _suffix(text: str) -> str:
     """The suffix of an address's file name, which tells people and viewers what it is."""
-    found = re.search(r"\.[a-z0-9]{1,5}$", text.partition("?")[0].partition("#")[0].lower())
-    return found[0] if found and is_address(text) else ""
+    match = re.search(r"\.[a-z0-9]{1,5}$", text.partition("?")[0].partition("#")[0].lower())
+    return match[0] if match and is_address(text) else ""
 
 
 def _read_stdin() -> bytes:

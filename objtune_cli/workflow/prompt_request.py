@@ -48,10 +48,10 @@ class PromptRequest:
     @property
     def objects(self) -> list[PromptObject]:
         """All objects, each once, as the first prompt that names it has it; the negative prompt comes last, because it knows no strengths."""
-        found: dict[str, PromptObject] = {}
+        by_name: dict[str, PromptObject] = {}
         for item in itertools.chain(*self.named, self.in_negative):
-            found.setdefault(item.name, item)
-        return list(found.values())
+            by_name.setdefault(item.name, item)
+        return list(by_name.values())
 
 
 def read_prompts(
@@ -68,7 +68,7 @@ def read_prompts(
         MissingError: No adapter holds a name; the hint lists what there is.
     """
     trained, changes = TrainedObjects(ctx, source), []
-    found: dict[str, PromptObject] = {}
+    objects: dict[str, PromptObject] = {}
     texts, named, bare = [], [], []
     for i, prompt in enumerate(prompts, 1):
         where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
@@ -78,9 +78,9 @@ def read_prompts(
             ctx.report.note(
                 f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it"
             )
-        own = _find_objects(trained, written, found)
-        written, shown = _apply_strengths(ctx, written, own, strengths, strength)
-        named.append(shown)
+        own = _find_objects(trained, written, objects)
+        written, adjusted = _apply_strengths(ctx, written, own, strengths, strength)
+        named.append(adjusted)
         texts.append(written)
         changes += changed
         bare += [] if own else [written]
@@ -93,7 +93,7 @@ def read_prompts(
             f"the negative prompt gives <{min(strengths)}> a strength",
             "a strength acts on what is drawn: leave it away there",
         )
-    in_negative = _find_objects(trained, written, found, in_negative=True)
+    in_negative = _find_objects(trained, written, objects, in_negative=True)
     request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare))
     _note_changes(ctx, changes + changed)
     if request.advice:
@@ -119,7 +119,7 @@ def _note_language(ctx: StageContext, texts: list[str]) -> None:
 
 
 def _find_objects(
-    trained: TrainedObjects, prompt: str, found: dict[str, PromptObject], *, in_negative: bool = False
+    trained: TrainedObjects, prompt: str, objects: dict[str, PromptObject], *, in_negative: bool = False
 ) -> list[PromptObject]:
     """The objects that one prompt names; `found`: those of the prompts before it, which have the same versions."""
     from objtune_cli.models.prompts import PLACEHOLDER
@@ -129,17 +129,17 @@ def _find_objects(
     for match in PLACEHOLDER.finditer(prompt):
         name = match[1]
         item = trained.find(name, int(match[2] or 0), elsewhere=in_negative)
-        if name in found and found[name].record.ref != item.record.ref:
+        if name in objects and objects[name].record.ref != item.record.ref:
             raise InputError(
-                f"the prompts ask for {found[name].record.ref} and {item.record.ref}",
+                f"the prompts ask for {objects[name].record.ref} and {item.record.ref}",
                 "use one version of an object at a time",
             )
-        own[name] = found.setdefault(name, item)
+        own[name] = objects.setdefault(name, item)
     return list(own.values())
 
 
 def _apply_strengths(
-    ctx: StageContext, prompt: str, found: list[PromptObject], strengths: Mapping[str, float], others: float
+    ctx: StageContext, prompt: str, objects: list[PromptObject], strengths: Mapping[str, float], others: float
 ) -> tuple[str, list[PromptObject]]:
     """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
 
@@ -148,7 +148,7 @@ def _apply_strengths(
     """
     from objtune_cli.models.prompts import with_class_words
 
-    items = [replace(item, strength=strengths.get(item.name, others)) for item in found]
+    items = [replace(item, strength=strengths.get(item.name, others)) for item in objects]
     for item in items:
         if item.strength not in (0, 1) and not has_lora(ctx, item):
             raise InputError(

@@ -39,8 +39,8 @@ def clean_prompt(text: str, where: str = "the prompt", *, may_be_empty: bool = F
         for place, character in enumerate(text, 1):
             _check_character(character, place, where)
         spaced = re.sub(f"({FLAG}{TAGS})|{TAGS}", r"\1", "".join("\n" if _is_white(c) else c for c in text))
-        kept = "".join(c for i, c in enumerate(spaced) if c in " \n" or not _is_stray(spaced, i))
-        text = re.sub(r" *\n[ \n]*", " ", kept).strip()
+        cleaned = "".join(c for i, c in enumerate(spaced) if c in " \n" or not _is_stray(spaced, i))
+        text = re.sub(r" *\n[ \n]*", " ", cleaned).strip()
     if not text.strip() and not may_be_empty:
         raise InputError(f"{where} is empty", EXAMPLE)
     return text
@@ -98,11 +98,11 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
             return typed
         names = [parts["name"].strip().lower(), _make_name(parts["name"])]
         name = next((n for n in names if n and is_trained(n)), names[0] if len(match["open"]) > 1 else "")
-        said = f"<{name}{parts['rest'].replace(' ', '')}>"
-        if not name or said == typed:
+        reference = f"<{name}{parts['rest'].replace(' ', '')}>"
+        if not name or reference == typed:
             return typed
-        changes.append((typed, said))
-        return said
+        changes.append((typed, reference))
+        return reference
 
     return _BRACKETS.sub(read, text), changes
 
@@ -127,10 +127,10 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
     strengths: dict[str, float] = {}
 
     def read(match: re.Match[str]) -> str:
-        name, said = match["name"], match["strength"]
+        name, reference = match["name"], match["strength"]
         if name in FILE_PREFIXES:
             return match[0]
-        value = float(said) if re.fullmatch(r"[0-9]{1,9}\.?[0-9]*|\.[0-9]+", said) else -1.0
+        value = float(reference) if re.fullmatch(r"[0-9]{1,9}\.?[0-9]*|\.[0-9]+", reference) else -1.0
         if not 0 <= value <= MAX_STRENGTH:
             raise InputError(
                 f"{match[0]} has no strength",
@@ -189,10 +189,10 @@ def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
     if kind.strip().lower() not in FILE_PREFIXES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
-        said = rest.partition(":")[2].split(":")[0].strip()
+        number = rest.partition(":")[2].split(":")[0].strip()
         strength = (
-            f", or `<{name}:{said}>` at that strength"
-            if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", said)
+            f", or `<{name}:{number}>` at that strength"
+            if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", number)
             else ""
         )
         return f"write `<{name}>`{strength}: it brings the object's LoRA and its token along"
@@ -205,7 +205,7 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
     Args:
         objects: Name to class word, which counts where the name was made from it.
     """
-    found: dict[str, str] = {}
+    mentions: dict[str, str] = {}
     for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may hold a shorter one
         for spelling in dict.fromkeys([name, objects[name]] if _make_name(objects[name]) == name else [name]):
             words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
@@ -214,9 +214,9 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
             )  # scripts without spaces have no borders of words
             pattern = re.compile(rf"(?<![^\W_]){words}(?![^\W_])" if spaced else words, re.I)
             if match := pattern.search(text):
-                found[name] = match[0]
+                mentions[name] = match[0]
                 text = pattern.sub(" ", text)
-    return dict(sorted(found.items()))
+    return dict(sorted(mentions.items()))
 
 
 _SYNTAX = re.compile(
@@ -245,10 +245,10 @@ _KEYWORD = re.compile(r"\b(?:BREAK|AND)\b")
 
 def find_other_syntax(text: str) -> list[str]:
     """The pieces of a prompt that other tools read as weights, alternatives or options, and that are plain text here."""
-    found = [match[0].strip() for match in _SYNTAX.finditer(text)]
+    pieces = [match[0].strip() for match in _SYNTAX.finditer(text)]
     if re.search(r"[a-z]", re.sub(r"<[^<>]*>", "", text)):  # a prompt all in capitals has no keywords
-        found += _KEYWORD.findall(text)
-    return list(dict.fromkeys(found))
+        pieces += _KEYWORD.findall(text)
+    return list(dict.fromkeys(pieces))
 
 
 def escape_syntax(text: str) -> str:

@@ -72,12 +72,12 @@ class TrainedObjects:
 
     def of_base(self) -> dict[str, str]:
         """The objects that were trained on the command's base: name to class word."""
-        found: dict[str, str] = {}
+        objects: dict[str, str] = {}
         for record in self.newest.values():
             with contextlib.suppress(IncompatibleError):
                 self.ctx.check_base(record)
-                found |= record.objects
-        return found
+                objects |= record.objects
+        return objects
 
     def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> PromptObject:
         """Find the adapter that holds an object; with `elsewhere` also one beside the source.
@@ -96,7 +96,7 @@ class TrainedObjects:
         )
         if (name, ref) not in self._found:
             record, digest = self.ctx.store.verify(ref)  # reads all of the file
-            self.ctx.check_base(record, drawn=True)
+            self.ctx.check_base(record, for_images=True)
             own = _own_name(record, name)
             self._found[name, ref] = PromptObject(name, record, digest, "" if own == name else own)
         return self._found[name, ref]
@@ -140,9 +140,9 @@ def _find_adapter(store: Store, newest: Mapping[str, Record], name: str, version
             f"{newest[name].ref} holds several objects",
             f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}",
         )
-    known = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
+    names = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
     wanted = f"<{name}@{version}>" if version else f"<{name}>"
-    hint = f"trained objects: {known}" if known else "train one first: `objtune train photo.jpg --class dog`"
+    hint = f"trained objects: {names}" if names else "train one first: `objtune train photo.jpg --class dog`"
     raise MissingError(f"no trained object {wanted}", hint)
 
 
@@ -202,10 +202,10 @@ def load_sources(ctx: StageContext, item: PromptObject) -> list[MaskArtifact]:
 
 def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
     """Width over height of an object in its first photo; 1 where the photo is not there any more."""
-    found = load_sources(ctx, item)
-    if not found:
+    sources = load_sources(ctx, item)
+    if not sources:
         return 1.0
-    ys, xs = (found[0].mask > 127).nonzero()
+    ys, xs = (sources[0].mask > 127).nonzero()
     return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
 
 

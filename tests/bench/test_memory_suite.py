@@ -107,7 +107,7 @@ def test_an_unknown_layout_is_one_line(cli: Callable[..., Any]) -> None:
         "sd15",
         "sdxl",
     ]
-    with pytest.raises(UsageError, match=r"bench.memory_models names sd9"):
+    with pytest.raises(UsageError, match=r"bench.memory_models has the unknown sd9"):
         random_weights.parse_names("sd15,sd9")
     done = cli("bench", "memory", "--quick")
     assert done.code == 2 and "No such option: --quick" in done.err

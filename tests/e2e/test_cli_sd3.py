@@ -114,4 +114,4 @@ def test_the_picture_says_its_sampler(cli: Any) -> None:
     said = Image.open(done.out.split()[0]).text["parameters"]
     assert "Steps: 2, Sampler: Euler, CFG scale: 7," in said
     refused = cli("generate", "a photo of a dog", "--set", "generate.scheduler=ddim")
-    assert refused.code == 6 and "the sampler ddim is none of Stable Diffusion 3's" in refused.err
+    assert refused.code == 6 and "Stable Diffusion 3 does not support the sampler ddim" in refused.err

@@ -132,7 +132,7 @@ def test_from_the_middle_too(base: Callable[..., Path], name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "why"),
     [
-        ("DPMSolverSDEScheduler", {}, "not one that bases are drawn with"),
+        ("DPMSolverSDEScheduler", {}, "it is not supported"),
         ("EulerDiscreteScheduler", {"prediction_type": "sample"}, "predicts the clean latents"),
         ("PNDMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "zero terminal SNR"),
     ],
@@ -142,7 +142,7 @@ def test_what_takes_its_place_is_said(
 ) -> None:
     folder = base(name, **values)
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
-    assert done.code == 0 and f"DDIM takes the place of the base's own sampler {name}: " in done.err and why in done.err
+    assert done.code == 0 and f"DDIM replaces the base's own sampler {name}: " in done.err and why in done.err
     assert (
         registry.resolve(str(folder)).sampler == ("DDIM", "") and registry.resolve(str(folder)).sampler_settings() == {}
     )
@@ -160,11 +160,11 @@ def test_a_sampler_that_needs_more_than_is_installed(
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
-        ("FooScheduler", {}, "class is not known: FooScheduler"),
-        ("DDIMScheduler", {"prediction_type": "velocity"}, "prediction_type is not known: velocity"),
-        ("DDIMScheduler", {"beta_schedule": "cosine"}, "beta_schedule is not known: cosine"),
-        ("DDIMScheduler", {"timestep_spacing": "even"}, "timestep_spacing is not known: even"),
-        ("DDIMScheduler", {"beta_start": "0.00085"}, "beta_start is no positive number: '0.00085'"),
+        ("FooScheduler", {}, "class is unknown: FooScheduler"),
+        ("DDIMScheduler", {"prediction_type": "velocity"}, "prediction_type is unknown: velocity"),
+        ("DDIMScheduler", {"beta_schedule": "cosine"}, "beta_schedule is unknown: cosine"),
+        ("DDIMScheduler", {"timestep_spacing": "even"}, "timestep_spacing is unknown: even"),
+        ("DDIMScheduler", {"beta_start": "0.00085"}, "beta_start is not a positive number: '0.00085'"),
         ("EDMEulerScheduler", {}, "another kind of noise than its family: its scheduler is EDMEulerScheduler"),
         ("FlowMatchEulerDiscreteScheduler", {}, "another kind of noise than its family"),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, "another kind of noise than its family"),

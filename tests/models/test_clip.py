@@ -91,5 +91,5 @@ def test_missing_weights_are_refused_not_filled_with_random_numbers(tiny_base, t
 def test_a_clip_of_another_width_is_refused(tmp_path, model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_sd1, "WIDTH", 32)
     tiny_sd1.clip_model(tiny_sd1.tokenizer()).save_pretrained(tmp_path / "clip")
-    with pytest.raises(IncompatibleError, match="not the base's own"):
+    with pytest.raises(IncompatibleError, match="does not match the base's text encoder"):
         towers.load(tmp_path / "clip", model)

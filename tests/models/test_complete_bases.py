@@ -93,7 +93,7 @@ def test_weights_without_a_place_are_named(cli: Callable, project: Path, copy: C
     folder = copy()
     change(folder / UNET, lambda weights: weights | {"time_embedding.cond_proj.weight": torch.zeros(2, 2)})
     done = cli("generate", "a dog", "-n", 1, "--steps", 2, "--base", folder)
-    assert done.code == 0 and "unet of the base holds 1 weights that its config has no place for" in done.err
+    assert done.code == 0 and "unet of the base has 1 weights that its config does not describe" in done.err
 
 
 def test_weights_of_other_shapes_than_the_config_says(copy: Callable[..., Path]) -> None:
@@ -188,7 +188,7 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Callable[..., Path]) -> N
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
         ("unet", {"num_class_embeds": 1000}, "num_class_embeds is 1000"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type is text_time"),
-        ("unet", {"cross_attention_dim": 1024}, "rows of 1024 numbers, its text encoders give 16"),
+        ("unet", {"cross_attention_dim": 1024}, "text features of width 1024, its text encoders give 16"),
         ("unet", {"_class_name": "UNetSpatioTemporalConditionModel"}, "UNetSpatioTemporalConditionModel as its unet"),
         ("unet", {"quantization_config": {"load_in_4bit": True}}, "quantised"),
         ("vae", {"_class_name": "AutoencoderTiny"}, "an AutoencoderTiny as its vae"),
@@ -214,7 +214,12 @@ def test_other_kinds_of_models_are_named(
         ("vae/config.json", {"scaling_factor": None}, 5, "scaling_factor in vae/config.json is None"),
         ("vae/config.json", {"scaling_factor": 0}, 5, "scaling_factor in vae/config.json is 0"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, 6, "beta_end is not below 1: 1.5"),
-        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, 6, "beta_start is no positive number: nan"),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_start": float("nan")},
+            6,
+            "beta_start is not a positive number: nan",
+        ),
         (
             "scheduler/scheduler_config.json",
             {"trained_betas": [0.1, 0.2]},

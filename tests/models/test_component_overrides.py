@@ -81,8 +81,8 @@ def test_the_marks_of_v_prediction_and_zero_snr(one: Callable[..., Path], family
     [
         (("edm_mean", "edm_std"), None, "another kind of noise (edm_mean"),
         (("edm_vpred.sigma_max",), None, "another kind of noise (edm_vpred.sigma_max"),
-        (("ztsnr",), None, "zero terminal SNR and predicts epsilon"),
-        ((), {"modelspec.prediction_type": "x0"}, "says that it predicts x0"),
+        (("ztsnr",), None, "zero terminal SNR but predicts epsilon"),
+        ((), {"modelspec.prediction_type": "x0"}, "has the unknown prediction type x0"),
     ],
 )
 def test_other_noise_is_refused(
@@ -173,7 +173,7 @@ def test_a_file_without_a_vae_takes_a_given_one(
 ) -> None:
     path = one("sd1", without="first_stage_model.")
     refused = cli("generate", "a dog", "--base", path)
-    assert refused.code == 6 and f"{path} holds no autoencoder" in refused.err and "--set vae=" in refused.err
+    assert refused.code == 6 and f"{path} has no VAE" in refused.err and "--set vae=" in refused.err
     whole = load_file(single_file_checkpoints.one_file(folders["sd1"], "sd1", tmp_path / "whole.safetensors"))
     bare = {
         key.removeprefix("first_stage_model."): value

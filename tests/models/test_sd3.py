@@ -166,11 +166,11 @@ def test_t5_must_read_all_of_an_objects_class_word(opened: Any) -> None:
     assert check_objects_read(model, words.expand("a <rex>")) == []
     assert check_objects_read(model, words.expand("<rex>" + " x" * 80)) == [TokenCount(83, 77)]
     with pytest.raises(
-        InputError, match="<rex> stands at tokens 82 to 82 of the prompt, but the base reads only the first 76"
+        InputError, match="<rex> is at tokens 82 to 82 of the prompt, but the base reads only the first 76"
     ):
         check_objects_read(model, words.expand("x " * 80 + "<rex>"))
     with pytest.raises(
-        InputError, match=r"<eel> stands at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"
+        InputError, match=r"<eel> is at tokens \d+ to \d+ of the prompt, but the base reads only the first 255"
     ):
         check_objects_read(model, words.expand("<eel>"))
 
@@ -229,7 +229,7 @@ def test_without_t5_its_rows_are_zeros(folders: dict[str, Path], opened: Any, tm
 
 
 def test_a_sampler_of_diffusion_is_one_line(opened: Any) -> None:
-    with pytest.raises(IncompatibleError, match=r"the sampler dpm\+\+ is none of Stable Diffusion 3's") as error:
+    with pytest.raises(IncompatibleError, match=r"Stable Diffusion 3 does not support the sampler dpm\+\+") as error:
         sample(
             opened("sd3"), PROMPT, [0], SamplingSettings(num_inference_steps=1, guidance_scale=1.0, scheduler="dpm++")
         )

@@ -150,7 +150,7 @@ def moved(module: Any) -> Any:
 
 def used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every base and every CLIP be opened on the processor and be moved; libraries' loaders make use of `meta` themselves. Kernels that no such tensor has are others."""
-    opened, towered, adamw = loading._loaded, clip.load, torch.optim.AdamW
+    opened, towered, adamw = loading._load_components, clip.load, torch.optim.AdamW
 
     def loaded(folder: Path, at: torch.device, *more: Any) -> base_model.BaseModel:
         with _disable_current_modes():
@@ -183,7 +183,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
     picked = devices.pick_device  # refuses it, as everybody's device that computes nothing
 
     monkeypatch.setattr(devices, "pick_device", lambda name: DEVICE if name == str(DEVICE) else picked(name))
-    monkeypatch.setattr(loading, "_loaded", loaded)
+    monkeypatch.setattr(loading, "_load_components", loaded)
     monkeypatch.setattr(clip, "load", tower)
     monkeypatch.setattr(
         torch.optim, "AdamW", lambda *args, **named: adamw(*args, **{**named, "fused": False, "foreach": False})

@@ -251,7 +251,7 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
     from objtune_cli.training import publish
 
     def scores(words: object, names: list[str]) -> dict[str, float]:
-        raise InputError("<dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76")
+        raise InputError("<dog> is at tokens 70 to 78 of the prompt, but the base reads only the first 76")
 
     said: list[str] = []
     ctx = SimpleNamespace(report=SimpleNamespace(note=said.append))
@@ -259,7 +259,7 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
         tokens=SimpleNamespace(trainable={"dog": None}, sync=lambda: None), shares_model=False, step=5
     )
     assert publish._self_evaluate(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
-    assert said == ["no scores: <dog> stands at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
+    assert said == ["no scores: <dog> is at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
 
 
 def test_a_line_of_stdin_that_is_no_text_is_named(drawn) -> None:
@@ -337,12 +337,12 @@ def test_an_object_behind_what_the_base_reads_is_refused(drawn) -> None:
         refused = drawn(*command)
         where = "the negative prompt" if "--negative" in command else "the prompt"
         assert refused.code == 3 and re.search(
-            rf"<dog> stands at tokens (\d+) to \d+ of {where}, but the base reads only the first 76\b", refused.err
+            rf"<dog> is at tokens (\d+) to \d+ of {where}, but the base reads only the first 76\b", refused.err
         ), refused.err
         assert "name <dog> earlier" in refused.err
     assert not Path("artifacts/scene").exists()
     cut = drawn("generate", "-q", "x" * 73 + " <dog>")  # the first of its three tokens is read
-    assert cut.code == 3 and "<dog> stands at tokens 77 to 77" in cut.err
+    assert cut.code == 3 and "<dog> is at tokens 77 to 77" in cut.err
     fits = drawn("generate", "x" * 72 + " <dog>")
     assert fits.code == 0 and "tokens" not in fits.err
     words = drawn("generate", "<dog> " + "x" * 90)

@@ -43,12 +43,12 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
     scenes = sample_scenes(dial, config.num_base_samples, config.seed)
     images = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
     true = rendering.render_scenes([_redraw(s, dial, config.seed, i) for i, s in enumerate(scenes)])
-    sampled, known = (score_readings(rendering.read_images(network, side), scenes) for side in (images, true))
+    sampled, calibration = (score_readings(rendering.read_images(network, side), scenes) for side in (images, true))
     rows = []
     for name, values in sampled.items():
-        one = float(np.mean(known[name])) or 1.0
+        one = float(np.mean(calibration[name])) or 1.0
         rows.append(_row("base", name, [v / one for v in values]))
-    rows += [_row("truth", name, values) for name, values in known.items()]
+    rows += [_row("truth", name, values) for name, values in calibration.items()]
     rows += copy_rows(images, true, bank)
     atomic_files.write_file(out / "base.png", png.encode_png(png.make_grid(images[:64], 8)))
     return rows
@@ -69,8 +69,8 @@ def _load_or_sample(ctx: StageContext, folder: Path, scenes: list[Scene]) -> np.
         if not file.exists():
             model, _ = rendering.load_adapter(ctx, "", None)
             texts, seeds = [full_caption(s) for s in part], list(range(start, start + len(part)))
-            shown = rendering.sample_images(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
-            atomic_files.write_file(file, png.encode_png(np.concatenate(list(shown))))
+            images = rendering.sample_images(ctx, model, texts, seeds, f"samples {start + len(part)} of {len(scenes)}")
+            atomic_files.write_file(file, png.encode_png(np.concatenate(list(images))))
         column = np.asarray(Image.open(file))
         if len(column) != len(part) * column.shape[1]:  # from a run with fewer samples
             file.unlink()
@@ -187,8 +187,8 @@ def _load_training_images(ctx: StageContext, out: Path, dial: Dial) -> np.ndarra
                 for scene, _ in dataset.scenes(about["seed"], index, dial, about["captions"])
             ]
             step(len(done), about["pictures"])
-        held = io.BytesIO()
-        np.save(held, np.stack(done))
-        atomic_files.write_file(file, held.getvalue())
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack(done))
+        atomic_files.write_file(file, buffer.getvalue())
     images: np.ndarray = np.load(file)
     return images

@@ -45,7 +45,7 @@ def measure(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str,
     """Rows of the script at the size of `ours`, which are rows of `speed.run`, and of the ratio of ours to it; one value each."""
     ctx.report.note(f"{Path(config.diffusers_script).name}: Stable Diffusion 1.5's layout is written to {folder}")
     device = "cuda" if ctx.common.device.startswith("cuda") or (ctx.common.device == "auto" and _has_gpu()) else "cpu"
-    found = time_script(
+    timings = time_script(
         Path(config.diffusers_script),
         folder,
         device,
@@ -53,7 +53,7 @@ def measure(ctx: StageContext, config: Bench, folder: Path, ours: list[dict[str,
         ctx.check_stopped,
     )
     mean = {row["measure"]: row["mean"] for row in ours if row["method"] == "objtune"}
-    theirs = {f"sd15_{name}": value for name, value in found.items()}
+    theirs = {f"sd15_{name}": value for name, value in timings.items()}
     return measures.table_rows("diffusers' script", [theirs]) + measures.table_rows(
         "ratio to the script", [{m: mean[m] / v for m, v in theirs.items() if v and m in mean}]
     )
@@ -102,8 +102,10 @@ def time_script(
         "--output_dir", str(folder / "out"), "--resolution", str(side), "--max_train_steps", str(STEPS + WARM_UP + 1), *TRAINING_OPTIONS,
         *(("--mixed_precision", "bf16") if device.startswith("cuda") else ("--mixed_precision", "no")),
     ]  # fmt: skip
-    with (folder / "said").open("w+") as said, (folder / "errors").open("w+") as errors:
-        child = subprocess.Popen(command, stdout=said, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True)
+    with (folder / "output").open("w+") as output, (folder / "errors").open("w+") as errors:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             while child.poll() is None:
                 check()
@@ -112,15 +114,15 @@ def time_script(
             child.terminate()
             child.wait()
         lines, wrong = (
-            [line for line in file.read().splitlines() if line] for file in (said, errors) if not file.seek(0)
+            [line for line in file.read().splitlines() if line] for file in (output, errors) if not file.seek(0)
         )
     if child.returncode:
         raise ResourceError(
             f"{script.name} failed: {(wrong or ['it printed nothing'])[-1]}",
             "is it the script of the installed diffusers?",
         )
-    found: dict[str, float] = json.loads(lines[-1])
-    return found
+    timings: dict[str, float] = json.loads(lines[-1])
+    return timings
 
 
 def _write_model(folder: Path, device: str) -> None:

@@ -43,7 +43,7 @@ FIRST_SEED = 1000
 
 
 def run(
-    ctx: StageContext, out: Path, asked: list[DreamBoothSubject], methods: Mapping[str, Method], config: Bench
+    ctx: StageContext, out: Path, subjects: list[DreamBoothSubject], methods: Mapping[str, Method], config: Bench
 ) -> list[Row]:
     """Rows of the methods over the subjects, with the training photos and the models that measured.
 
@@ -55,23 +55,25 @@ def run(
     """
     judges = clip_dino.load_models(ctx, config)
     plan = {**REFERENCE_METHODS, **methods}
-    seen = [features.fingerprint(model) for model in judges.models.values()]
-    bench = DreamBoothSuite(ctx, out, config, judges, ResultCache(out, ctx.report, len(asked) * len(plan)), seen)
-    found = result_cache.measure_all(ctx, out, asked, plan, bench.get_or_measure)
-    grids.save_sheet(
-        out, {subject.name: functools.partial(_photo_image, subject.train_photo) for subject in asked}, list(plan)
+    fingerprints = [features.fingerprint(model) for model in judges.models.values()]
+    bench = DreamBoothSuite(
+        ctx, out, config, judges, ResultCache(out, ctx.report, len(subjects) * len(plan)), fingerprints
     )
-    rows = build_table(found, judges)
+    results = result_cache.measure_all(ctx, out, subjects, plan, bench.get_or_measure)
+    grids.save_sheet(
+        out, {subject.name: functools.partial(_photo_image, subject.train_photo) for subject in subjects}, list(plan)
+    )
+    rows = build_table(results, judges)
     result_cache.write_table(out / "table.csv", rows)
     return rows
 
 
-def build_table(found: Mapping[str, list[Row]], judges: MetricModels) -> list[Row]:
+def build_table(results: Mapping[str, list[Row]], judges: MetricModels) -> list[Row]:
     """Rows of all methods, with the training photos and the model that measured."""
     rows = []
-    for name, results in found.items():
-        learned = " ".join(dict.fromkeys(r["photo"] for r in results if r["photo"]))
-        for row in statistics.table_rows(name, [r["measures"] for r in results if r["measures"]]):
+    for name, rows_of_method in results.items():
+        learned = " ".join(dict.fromkeys(r["photo"] for r in rows_of_method if r["photo"]))
+        for row in statistics.table_rows(name, [r["measures"] for r in rows_of_method if r["measures"]]):
             rows.append({**row, "photo": learned, "judge": judges.name(row["measure"])})
     return rows
 
@@ -85,7 +87,7 @@ class DreamBoothSuite:
     """One run of the suite.
 
     Attributes:
-        seen: Fingerprints of the models that measure.
+        fingerprints: Of the models that measure.
         training_inputs: Training input of the current subject, or the error why there is no mask.
     """
 
@@ -94,17 +96,17 @@ class DreamBoothSuite:
     config: Bench
     judges: MetricModels
     cache: ResultCache
-    seen: list[str]
+    fingerprints: list[str]
     training_inputs: dict[str, single_training.TrainingInput | GateError] = field(default_factory=dict)
 
     def get_or_measure(self, subject: DreamBoothSubject, name: str, method: Method) -> Row:
         """The cached result of a method on a subject, or a new one."""
         key = self._image_key(subject, name, method)
-        measured = functools.partial(self._measure, subject, name, method, key)
-        seen = canonical_json({"made": key, "judges": self.seen})
+        measure = functools.partial(self._measure, subject, name, method, key)
+        judged_key = canonical_json({"made": key, "judges": self.fingerprints})
         learned = "" if name in REFERENCE_METHODS else subject.train_photo.name
         return self.cache.get_or_measure(
-            name, subject.name, hashlib.sha256(seen.encode()).hexdigest(), measured, lambda: {"photo": learned}
+            name, subject.name, hashlib.sha256(judged_key.encode()).hexdigest(), measure, lambda: {"photo": learned}
         )
 
     def _image_key(self, subject: DreamBoothSubject, name: str, method: Method) -> str:
@@ -129,10 +131,10 @@ class DreamBoothSuite:
             return self._photo_similarity(photos), np.stack(
                 [np.asarray(grids.crop_to_cell(rgb)) for rgb in photos[: single_training.SHEET_IMAGES]]
             )
-        shown, cost = self._load_or_sample(subject, name, method, key)
+        images, cost = self._load_or_sample(subject, name, method, key)
         each = self.config.images_per_prompt
-        told = [text for text in subject.prompts_for(subject.kind) for _ in range(each)]
-        return clip_dino.score(self.judges, shown, told, {"": photos}, each) | cost, shown[::each][
+        prompts = [text for text in subject.prompts_for(subject.kind) for _ in range(each)]
+        return clip_dino.score(self.judges, images, prompts, {"": photos}, each) | cost, images[::each][
             : single_training.SHEET_IMAGES
         ]
 
@@ -158,11 +160,11 @@ class DreamBoothSuite:
         cost = _read_cost(folder / "made.json", key)
         if cost is not None and all(file.is_file() for file in files):
             return np.stack([_read_image(file) for file in files]), cost
-        cost, shown = self._train_and_sample(subject, name, method)
-        for file, picture in zip(files, shown, strict=True):
+        cost, images = self._train_and_sample(subject, name, method)
+        for file, picture in zip(files, images, strict=True):
             atomic_files.write_file(file, png.encode_png(picture))
         atomic_files.write_file(folder / "made.json", (json.dumps({"key": key, "cost": cost}) + "\n").encode())
-        return shown, cost
+        return images, cost
 
     def _train_and_sample(
         self, subject: DreamBoothSubject, name: str, method: Method
@@ -197,8 +199,8 @@ class DreamBoothSuite:
         if subject.name not in self.training_inputs:
             target = Target(subject.kind, subject.name, mask=subject.mask)
             try:
-                found = segment.run(self.ctx, subject.train_photo, [target], self._segment())[0]
-                source = MaskArtifact.from_tensors(self.ctx.store.read(found.ref)[1])
+                mask = segment.run(self.ctx, subject.train_photo, [target], self._segment())[0]
+                source = MaskArtifact.from_tensors(self.ctx.store.read(mask.ref)[1])
                 self.training_inputs = {
                     subject.name: single_training.TrainingInput(subject.name, subject.kind, source.rgb, source.mask)
                 }
@@ -214,8 +216,8 @@ class DreamBoothSuite:
 def _read_cost(file: Path, key: str) -> dict[str, float] | None:
     """The cost of the cached images; None if they have another key."""
     try:
-        held = json.loads(file.read_bytes())
-        return dict(held["cost"]) if held["key"] == key else None
+        record = json.loads(file.read_bytes())
+        return dict(record["cost"]) if record["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -55,12 +55,12 @@ def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     for segmenter in config.segmenters.split(","):
         eyes = SegmentationModels(ctx, ctx.settings.resolve(Segment, segmenter=segmenter.strip()))
         progress = ctx.progress(f"masks {segmenter}")
-        found = (
+        measures = (
             _score_photos(eyes, config, progress)
             if config.mask_dataset == "photos"
             else _score_scenes(eyes, dial, config, progress)
         )
-        for way, values in found.items():
+        for way, values in measures.items():
             rows += statistics.table_rows(f"{segmenter}, {way}", values)
     return rows
 
@@ -73,34 +73,37 @@ def _score_scenes(
     eyes: SegmentationModels, dial: Dial, config: Bench, progress: Callable[[int, int], None]
 ) -> MeasuresByHint:
     """Measure every hint in toybox scenes."""
-    found: MeasuresByHint = {way: [] for way in (*HINTS, "absent")}
-    for i, seen in enumerate(sample_scenes(dial, config.num_mask_scenes, config.seed)):
+    measures: MeasuresByHint = {way: [] for way in (*HINTS, "absent")}
+    for i, sample in enumerate(sample_scenes(dial, config.num_mask_scenes, config.seed)):
         rng = np.random.default_rng((config.seed, 1, i))
-        kind, cover = seen.objects[int(rng.integers(len(seen.objects)))]
+        kind, cover = sample.objects[int(rng.integers(len(sample.objects)))]
         for way in HINTS:
-            found[way].append(_score_mask(eyes, seen.photo, _make_target(kind, cover, way, rng), cover))
-        missing = [k for k in dial.classes if k not in {k for k, _ in seen.objects}]
-        asked = _score_mask(eyes, seen.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
-        found["absent"].append({name: asked[name] for name in ("rejection_rate", "false_accept_rate")})
+            measures[way].append(_score_mask(eyes, sample.photo, _make_target(kind, cover, way, rng), cover))
+        missing = [k for k in dial.classes if k not in {k for k, _ in sample.objects}]
+        absent = _score_mask(eyes, sample.photo, Target(str(rng.choice(missing)), "it"), np.zeros_like(cover))
+        measures["absent"].append({name: absent[name] for name in ("rejection_rate", "false_accept_rate")})
         progress(i + 1, config.num_mask_scenes)
-    return found
+    return measures
 
 
 def _score_photos(eyes: SegmentationModels, config: Bench, progress: Callable[[int, int], None]) -> MeasuresByHint:
     """Measure every hint in photographs, and each object with a box."""
-    found: MeasuresByHint = {f"photographs, {way}": [] for way in HINTS}
+    measures: MeasuresByHint = {f"photographs, {way}": [] for way in HINTS}
     every = list(labelled_photos.load_photos())
-    for i, seen in enumerate(every):
+    for i, sample in enumerate(every):
         rng = np.random.default_rng((config.seed, 2, i))
         for way in HINTS:
-            given = _score_mask(
-                eyes, Photo(seen.rgb, None, "", ()), _make_target(seen.class_word, seen.cover, way, rng), seen.cover
+            score = _score_mask(
+                eyes,
+                Photo(sample.rgb, None, "", ()),
+                _make_target(sample.class_word, sample.cover, way, rng),
+                sample.cover,
             )
-            found[f"photographs, {way}"].append(given)
+            measures[f"photographs, {way}"].append(score)
             if way == "box":
-                found[f"{seen.class_word}, box"] = [given]
+                measures[f"{sample.class_word}, box"] = [score]
         progress(i + 1, len(every))
-    return found
+    return measures
 
 
 def _make_target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:

@@ -82,13 +82,13 @@ def run(
             f"no object has a prompt of the kinds {config.prompt_kinds}", "ask for more kinds, or more objects"
         )
     plan = {**REFERENCE_METHODS, **methods}
-    known = (
+    calibration = (
         {(name, row["case"]): row for name, rows in tables.read_results(published).items() for row in rows}
         if published
         else {}
     )
     bench = ObjectsSuite(
-        ctx, config, dial, inference.load(), ResultCache(out, ctx.report, len(cases) * len(plan), known)
+        ctx, config, dial, inference.load(), ResultCache(out, ctx.report, len(cases) * len(plan), calibration)
     )
     results = result_cache.measure_all(ctx, out, cases, plan, bench.get_or_measure)
     rows = tables.build_table(results)
@@ -118,12 +118,12 @@ class ObjectsSuite:
         """The cached result of a method on an object, or a new one."""
         key = single_training.result_key(self.ctx, case, name, method, self.config.seed)
 
-        def measured() -> tuple[dict[str, float], np.ndarray]:
-            found, shown = self._measure(case, name, method)
-            return found, single_training.sheet_row(case, shown)
+        def measure() -> tuple[dict[str, float], np.ndarray]:
+            measurement, images = self._measure(case, name, method)
+            return measurement, single_training.sheet_row(case, images)
 
         return self.cache.get_or_measure(
-            name, case.name, key, measured, lambda: {"scale": self._scale(case).endpoints()}
+            name, case.name, key, measure, lambda: {"scale": self._scale(case).endpoints()}
         )
 
     def _measure(self, case: Case, name: str, method: Method) -> tuple[dict[str, float], np.ndarray]:

@@ -87,14 +87,14 @@ def measure_joint_training(ctx: StageContext, rounds: int) -> list[dict[str, Any
     Measures: `prepare_s`, before the first step; `step_s`; `run_s`, the whole run with the base's default steps for that many objects.
     """
     tasks = {_objects_label(n): replace(_make_task(ctx, "base", "objtune"), objects=n) for n in JOINT}
-    measured = _side_by_side(ctx, "speed of several objects", tasks, rounds)
+    timings = _side_by_side(ctx, "speed of several objects", tasks, rounds)
     most = {_objects_label(n): train.fill_defaults(Train(), ctx.base.training, n).max_steps for n in JOINT}
     costs = {
         name: [
             {"prepare_s": r["prepare_s"], "step_s": r["step_s"], "run_s": r["prepare_s"] + most[name] * r["step_s"]}
             for r in results
         ]
-        for name, results in measured.items()
+        for name, results in timings.items()
     }
     rows = [row for name, values in costs.items() for row in statistics.table_rows(name, values)]
     one = costs[_objects_label(1)]

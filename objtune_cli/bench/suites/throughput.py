@@ -38,9 +38,9 @@ class ThroughputSuite:
     config: Bench
     asked: list[Case]
 
-    def run_training(self, way: str, chosen: list[Case]) -> dict[str, Any]:
+    def run_training(self, way: str, cases: list[Case]) -> dict[str, Any]:
         """Run `objtune train` on photos, or read the cached result: refs with digests, wall seconds, processor seconds."""
-        file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in chosen)}"[:120], self._key(way, chosen)
+        file, key = self.out / "many" / f"{way}-{'-'.join(c.name for c in cases)}"[:120], self._key(way, cases)
         file = file.with_name(file.name + ".json")
         try:
             stored = json.loads(file.read_bytes())
@@ -51,7 +51,7 @@ class ThroughputSuite:
             pass
         project = find_project(self.out / f"work-{way}", create=True)
         words = ["train", "--force"]
-        for case in chosen:
+        for case in cases:
             rgb, mask = case.picture()
             photo = project.folder / "given" / f"{case.name}.png"
             mask_file = photo.with_suffix(".mask.png")
@@ -60,8 +60,8 @@ class ThroughputSuite:
             words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(mask_file)]
         command = command_runner.command_line(self.ctx, *words, project=project.folder)
         before = _processor_seconds()
-        document, seconds, _ = command_runner.run_command(self.ctx, command, f"training of {chosen[0].name}")
-        command_runner.raise_failure(document, way, chosen[0])
+        document, seconds, _ = command_runner.run_command(self.ctx, command, f"training of {cases[0].name}")
+        command_runner.raise_failure(document, way, cases[0])
         result = {
             "key": key,
             "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
@@ -70,12 +70,12 @@ class ThroughputSuite:
         }
         atomic_files.write_file(file, (json.dumps(result) + "\n").encode())
         self.ctx.report.note(
-            f"{way} {' '.join(c.name for c in chosen)}: {seconds:.0f} s, of the processor {result['cpu_s']:.0f} s"
+            f"{way} {' '.join(c.name for c in cases)}: {seconds:.0f} s, of the processor {result['cpu_s']:.0f} s"
         )
         return result
 
-    def _key(self, way: str, chosen: list[Case]) -> str:
-        about = {"format": FORMAT, "way": way, "cases": repr(chosen), "base": self.ctx.base.fingerprint, "tools": tool_versions(),
+    def _key(self, way: str, cases: list[Case]) -> str:
+        about = {"format": FORMAT, "way": way, "cases": repr(cases), "base": self.ctx.base.fingerprint, "tools": tool_versions(),
                  "train": former("train", identifying(train.fill_defaults(Train(), self.ctx.base.training))), "device": self.ctx.common.device, "precision": self.ctx.common.precision}  # fmt: skip
         return canonical_json(about)
 

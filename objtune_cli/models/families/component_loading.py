@@ -1,4 +1,4 @@
-"""How a network is opened whole: every weight that it has came out of the files, or the base is refused."""
+"""Load networks completely: a base is refused if its files lack a weight of a network."""
 
 import dataclasses
 import inspect
@@ -14,80 +14,84 @@ from objtune_cli.errors import DamagedError
 from objtune_cli.models.families import pipeline_folder as folders
 
 UNSAVED = ("position_ids",)
-"""Ends of buffers that a network makes by itself; some files hold them."""
+"""Suffixes of buffers that networks compute themselves; some files store them."""
 VERSION = r"\d+(\.\d+)*(\.?(a|b|rc|dev|post)\d+)*(\+[\w.]+)?"
-"""The version of diffusers that wrote a config, which its pipelines parse."""
+"""Pattern of the version of diffusers in a config, which its pipelines parse."""
 MAX_NUMBER = 2**31 - 1
-"""Largest number in a network's config."""
+"""Largest valid number in a network's config."""
 UNUSED = ("pad_token_id", "bos_token_id")
-"""Numbers in the configs of text encoders that nothing here reads."""
+"""Numbers in the configs of text encoders that are not used."""
 NULLABLE = ("out_channels",)
-"""Keys that are declared as numbers and whose null the libraries read as the usual value."""
+"""Keys with numbers as values, for which the libraries accept null as the default."""
 
 
 def load_component(kind: Any, folder: Path, part: str, **options: Any) -> Any:
-    """A network of a diffusers folder; the libraries fill what a file lacks with random numbers, and say so only in their log.
+    """Load a network of a diffusers folder.
+
+    The libraries fill missing weights with random numbers and only log it; here that is an error.
 
     Raises:
-        DamagedError: A weight is missing, or of another shape than the config says. MissingError, IncompatibleError: see `folder.find_weights`.
+        DamagedError: A weight is missing, or its shape contradicts the config.
+        MissingError, IncompatibleError: As `pipeline_folder.find_weights`.
     """
-    found = folders.find_weights(folder, part)
+    weights = folders.find_weights(folder, part)
     check_config(kind, folder, part)
     with _refuse_unreadable(folder, part):
-        network, told = kind.from_pretrained(
+        network, report = kind.from_pretrained(
             folder / part,
-            variant=found.variant or None,
+            variant=weights.variant or None,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             **options,
         )
     refuse_incomplete(
-        f"the base in {folder}", part, missing=told["missing_keys"], mismatched=told.get("mismatched_keys") or ()
+        f"the base in {folder}", part, missing=report["missing_keys"], mismatched=report.get("mismatched_keys") or ()
     )
-    network.unused_weights = sorted(str(key) for key in told["unexpected_keys"] if not str(key).endswith(UNSAVED))
+    network.unused_weights = sorted(str(key) for key in report["unexpected_keys"] if not str(key).endswith(UNSAVED))
     return network
 
 
 def load_tokenizer(kind: Any, folder: Path, part: str, **options: Any) -> Any:
-    """A tokenizer of a diffusers folder.
+    """Load a tokenizer of a diffusers folder.
 
     Raises:
-        DamagedError: Its files cannot be read as a tokenizer's. OSError: there are none.
+        DamagedError: Its files are unreadable. OSError: They are missing.
     """
     with _refuse_unreadable(folder, part):
         return kind.from_pretrained(folder / part, local_files_only=True, **options)
 
 
 def load_complete(kind: Any, source: Any, name: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
-    """A network of transformers from its own folder, as `load_component`.
+    """Load a network of transformers from its own folder; missing weights are an error, as in `load_component`.
 
     Args:
-        name: What it is, for the message. unread: starts of weights that are never used.
+        name: Its name in messages. unread: Prefixes of weights that are never used.
 
     Raises:
-        DamagedError: A weight is missing. OSError, RuntimeError, ValueError: see `translate_errors`.
+        DamagedError: A weight is missing. OSError, RuntimeError, ValueError: As `translate_errors`.
     """
     with translate_errors():
-        network, told = kind.from_pretrained(source, local_files_only=True, output_loading_info=True, **options)
-    missing = [key for key in told["missing_keys"] if not str(key).startswith(unread)]
-    refuse_incomplete(name, "it", missing=missing, mismatched=told.get("mismatched_keys") or ())
+        network, report = kind.from_pretrained(source, local_files_only=True, output_loading_info=True, **options)
+    missing = [key for key in report["missing_keys"] if not str(key).startswith(unread)]
+    refuse_incomplete(name, "it", missing=missing, mismatched=report.get("mismatched_keys") or ())
     return network
 
 
 def refuse_incomplete(name: str, part: str, missing: Iterable[Any], mismatched: Iterable[Any] = ()) -> None:
-    """Refuse a network that was not filled by its files.
+    """Refuse a network whose files lack weights, or have them in other shapes.
 
     Args:
-        name: Of the base. missing: names of weights that no file has. mismatched: name, shape and shape that the config says.
+        name: Name of the base. missing: Names of missing weights.
+        mismatched: Name, shape in the file, and shape in the config of weights.
 
     Raises:
-        DamagedError: Names the first of them and how many there are.
+        DamagedError: Names the first of them and their number.
     """
-    lost = sorted(str(key) for key in missing if not str(key).endswith(UNSAVED))
-    if lost:
-        more = f" and {len(lost) - 1} more weights" if len(lost) > 1 else ""
-        raise DamagedError(f"{name} is damaged: {part} lacks {lost[0]}{more}", folders.AGAIN)
+    absent = sorted(str(key) for key in missing if not str(key).endswith(UNSAVED))
+    if absent:
+        more = f" and {len(absent) - 1} more weights" if len(absent) > 1 else ""
+        raise DamagedError(f"{name} is damaged: {part} lacks {absent[0]}{more}", folders.AGAIN)
     for each in mismatched:
         key, shape, wanted = (each if isinstance(each, tuple | list) else (each, "of another shape", "its config"))[:3]
         raise DamagedError(
@@ -96,7 +100,7 @@ def refuse_incomplete(name: str, part: str, missing: Iterable[Any], mismatched: 
 
 
 def check_config(kind: Any, folder: Path, part: str) -> None:
-    """Refuse values in a part's config that the library takes, and at which the first use of the network fails.
+    """Refuse values in a component's config that the library accepts, but that make the network fail when it is used.
 
     Raises:
         DamagedError: Names the key and its value.
@@ -111,7 +115,10 @@ def check_config(kind: Any, folder: Path, part: str) -> None:
 
 
 def _value_types(kind: Any) -> dict[str, Any]:
-    """The type of each config value: diffusers declares them; of transformers' classes, which check types themselves, those that may not be null."""
+    """The type of each config value.
+
+    The classes of diffusers declare all of them. Those of transformers check types themselves, except for null.
+    """
     config = getattr(kind, "config_class", None)
     if config is None:
         return {**typing.get_type_hints(inspect.unwrap(kind.__init__)), "_diffusers_version": re.Pattern}
@@ -120,7 +127,7 @@ def _value_types(kind: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a config's value is of a declared type: a number, finite and not beyond all sizes, a text, or lists of those."""
+    """Whether a config's value has the declared type; numbers must also be finite and at most `MAX_NUMBER`."""
     if typing.get_origin(declared) in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in typing.get_args(declared))
     if declared in (int, float):
@@ -140,22 +147,22 @@ def _fits(value: Any, declared: Any) -> bool:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise ValueError for whatever a library raises over malformed files: KeyError, AttributeError, a bare Exception and a dozen more.
+    """Turn the errors of libraries about malformed files, such as KeyError or AttributeError, into ValueError.
 
     Raises:
-        OSError, ImportError, MemoryError, RuntimeError, ValueError: As the library raised them. ValueError: all others.
+        OSError, ImportError, MemoryError, RuntimeError, ValueError: Unchanged. ValueError: In place of all others.
     """
     try:
         yield
     except (OSError, ImportError, MemoryError, RuntimeError, ValueError):
         raise
-    except Exception as error:  # also bare ones, from tokenizers
+    except Exception as error:  # tokenizers raises bare exceptions
         raise ValueError(first_line(error)) from None
 
 
 @contextmanager
 def _refuse_unreadable(folder: Path, part: str) -> Iterator[None]:
-    """Refuse a base whose part a library cannot read."""
+    """Refuse a base with a component that a library cannot read."""
     try:
         with translate_errors():
             yield
@@ -169,6 +176,6 @@ def _sides(shape: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first sentence of a library's message; the kind of error where it has none."""
+    """The first sentence of a library's message, or the class of the error if there is no message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". If you want")[0]

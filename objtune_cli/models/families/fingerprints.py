@@ -1,4 +1,4 @@
-"""The fingerprint of a base: a hash of what is opened of it, quick to take of many gigabytes."""
+"""Fingerprints of base models: a hash over the files that are loaded; fast even for many gigabytes."""
 
 import contextlib
 import hashlib
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from objtune_cli.models.families.family import Family
 
 CLIP_FOLDERS = ("clip", "clip_2")
-"""Folders of a base with the CLIPs of its text encoders."""
+"""Folders of a base with the CLIP models of its text encoders."""
 IGNORED_FILES = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
-"""The same weights again in other forms."""
+"""Copies of the weights in other formats."""
 SLICE = 1 << 14
 
 
 def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> str:
-    """SHA-256 over the parts that are opened: configs whole, of weights the size and 66 evenly spaced slices."""
+    """SHA-256 over the loaded components: complete configs, and the size and 66 evenly spaced slices of weights."""
     digest = hashlib.sha256(family.fingerprint_extra(folder).encode())
     parts = [
         path
@@ -29,9 +29,11 @@ def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> 
         for path in (folder / part).glob("*")
         if not path.name.startswith(".")
     ]
-    opened = set() if weights else _opened_variants(family, folder)
+    variants = set() if weights else _opened_variants(family, folder)
     for path in [*sorted(parts), *([weights] if weights else [])]:
-        again = any(fnmatch(path.name, pattern) for pattern in IGNORED_FILES) and path != weights and path not in opened
+        again = (
+            any(fnmatch(path.name, pattern) for pattern in IGNORED_FILES) and path != weights and path not in variants
+        )
         if (
             (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights)
             or again
@@ -49,17 +51,17 @@ def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> 
 
 
 def _opened_variants(family: "Family", folder: Path) -> set[Path]:
-    """Files of a variant (fp16, …) that are opened because there is nothing else."""
-    found: set[Path] = set()
+    """Files of a variant, such as fp16, that are loaded because the plain ones are missing."""
+    files: set[Path] = set()
     for part in folders.networks(family, folder):
-        with contextlib.suppress(MissingError):  # an autoencoder that is given in its place
+        with contextlib.suppress(MissingError):  # the user replaces the VAE
             weights = folders.find_weights(folder, part)
-            found |= set(weights.files) if weights.variant else set()
-    return found
+            files |= set(weights.files) if weights.variant else set()
+    return files
 
 
 def add_file(digest: Any, path: Path, name: str, *, is_weights: bool) -> None:
-    """A file's name, size, and bytes: of weights 66 evenly spaced slices."""
+    """Add a file's name, size and bytes to a digest; of weights only 66 evenly spaced slices."""
     size = path.stat().st_size
     digest.update(f"{name}\0{size}\0".encode())
     with path.open("rb") as file:

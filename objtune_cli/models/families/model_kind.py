@@ -1,4 +1,4 @@
-"""Whether a model is one that draws from words alone, by its configs: other kinds have the same pipeline classes and layouts, and other inputs."""
+"""Checks by the configs that a model is text-to-image; other kinds have the same pipeline classes but more inputs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +9,17 @@ from objtune_cli.errors import DamagedError, IncompatibleError
 if TYPE_CHECKING:
     from objtune_cli.models.families.family import Family
 
-KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upscaler", 5: "a model that is told depths"}
-"""Channels that the denoiser takes, where latents have four, to the kind of model."""
+KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upscaler", 5: "a depth-to-image model"}
+"""Number of input channels of the denoiser, for latents with four channels, to the kind of model."""
 CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
-"""The only class of each network that is opened."""
+"""The supported class of each network."""
 SIDE_MULTIPLE = 8
-"""Sides of pictures are multiples of this many pixels."""
-WORDS_ALONE = "give one that draws from words alone"
+"""Sides of images are multiples of this many pixels."""
+WORDS_ALONE = "use a text-to-image model"
 
 
 def read_side(value: Any, usual: int) -> int:
-    """Side of the frame that a denoiser was trained on, latent cells: a config holds one number, two for height and width, or none."""
+    """Side of the training images in latent cells, from a config that has one number, height and width, or nothing."""
     return int((value[0] if isinstance(value, list | tuple) else value) or usual)
 
 
@@ -27,7 +27,7 @@ def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> Non
     """Refuse a pipeline without a text encoder that its family needs.
 
     Raises:
-        IncompatibleError: Names what it is.
+        IncompatibleError: Names the kind of model.
     """
     for part in family.encoders:
         if part in index and (not isinstance(index[part], list) or index[part][:1] == [None]):
@@ -36,14 +36,14 @@ def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> Non
                 if part == "text_encoder" and len(family.encoders) > 1
                 else f"a model without {part}"
             )
-            raise IncompatibleError(f"the base in {folder} is {kind}", "give the base model, with all text encoders")
+            raise IncompatibleError(f"the base in {folder} is {kind}", "use the base model, with all text encoders")
 
 
 def check_channels(name: str, takes: int, latents: int) -> None:
-    """Refuse a denoiser that takes more than the latents.
+    """Refuse a denoiser with inputs besides the latents.
 
     Args:
-        name: Of the base, for the message.
+        name: The base in messages. takes: Number of input channels. latents: Number of latent channels.
     """
     if takes != latents:
         kind = KINDS.get(takes, "no text-to-image model") if latents == 4 else "no text-to-image model"
@@ -53,7 +53,7 @@ def check_channels(name: str, takes: int, latents: int) -> None:
 
 
 def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse networks that take other inputs than those of the family, or belong to different models.
+    """Refuse networks with other inputs than those of the family, and networks of different models.
 
     Raises:
         IncompatibleError: Names the part and the value.
@@ -63,11 +63,11 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
         kind, wanted = config.get("_class_name"), CLASSES.get(part)
         if wanted and kind and kind != wanted:
             raise IncompatibleError(
-                f"{name} has {_article(str(kind))} {kind} as its {part}", f"only {wanted} is opened"
+                f"{name} has {_article(str(kind))} {kind} as its {part}", f"only {wanted} is supported"
             )
         if config.get("quantization_config"):
             raise IncompatibleError(
-                f"{name} is quantised: {part}/config.json has a quantization_config", "give it in fp32, bf16 or fp16"
+                f"{name} is quantised: {part}/config.json has a quantization_config", "use it in fp32, bf16 or fp16"
             )
         if part in family.encoders and not str(config.get("model_type", "clip")).startswith("clip"):
             raise IncompatibleError(
@@ -85,25 +85,25 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
         )
     if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
         raise IncompatibleError(
-            f"{name} normalises its latents by their mean (latents_mean in vae/config.json)",
-            "no such base is drawn with yet",
+            f"{name} normalises its latents by their mean and deviation (latents_mean in vae/config.json)",
+            "such bases are not supported yet",
         )
     if family.denoiser == "unet":
         _check_unet(family, name, denoiser, configs)
 
 
 def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Refuse what pictures and latents cannot be measured by.
+    """Refuse configs whose sizes and scales of images and latents are invalid.
 
     Raises:
-        IncompatibleError: The frame is not square. DamagedError: a value is no number.
+        IncompatibleError: The training images are not square. DamagedError: A value is not a valid number.
     """
     frame = denoiser.get("sample_size")
     sides = frame if isinstance(frame, list) else [frame]
     if len(set(map(str, sides))) != 1:
         raise IncompatibleError(
             f"the base in {folder} was trained on frames of {' x '.join(map(str, sides))} cells, which are not square",
-            "bases that draw squares are opened",
+            "bases with square training images are supported",
         )
     values = [
         (family.denoiser, "sample_size", sides[0], 1),
@@ -114,7 +114,7 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
         ("vae", "shift_factor", vae.get("shift_factor"), -1e6),
     ]
     for part, key, value, least in values:
-        missing = value is None and not (key == "scaling_factor" and key in vae)  # null there is no default
+        missing = value is None and not (key == "scaling_factor" and key in vae)  # null in that key is not the default
         if not missing and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e6):
             raise DamagedError(
                 f"the base in {folder} is damaged: {key} in {part}/config.json is {value!r}",
@@ -123,7 +123,7 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
 
 
 def _check_vae(folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Refuse a VAE whose lists of blocks are of different lengths, which the library builds in part, and frames that it cannot decode.
+    """Refuse a VAE with lists of blocks of different lengths, and image sizes that it cannot decode.
 
     Raises:
         DamagedError: Names the value.
@@ -139,7 +139,7 @@ def _check_vae(folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]
     side = cells * 2 ** (max(sizes, default=4) - 1)
     if side % SIDE_MULTIPLE:
         raise DamagedError(
-            f"the base in {folder} is damaged: its frame, sample_size {cells}, is of {side} px, no multiple of {SIDE_MULTIPLE}",
+            f"the base in {folder} is damaged: sample_size {cells} is {side} px, not a multiple of {SIDE_MULTIPLE}",
             f"correct it in the denoiser's config.json in {folder}",
         )
 
@@ -148,38 +148,38 @@ def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: M
     if unet.get("time_cond_proj_dim") is not None:
         raise IncompatibleError(
             f"{name} is a distilled model whose denoiser takes the guidance as an input (time_cond_proj_dim)",
-            "give the model that it was distilled from",
+            "use the model that it was distilled from",
         )
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
         if unet.get(key) is not None:
             raise IncompatibleError(
-                f"{name} has a denoiser that takes more than words: {key} is {unet[key]}", WORDS_ALONE
+                f"{name} has a denoiser with inputs besides text: {key} is {unet[key]}", WORDS_ALONE
             )
     added, wanted = unet.get("addition_embed_type"), "text_time" if len(family.encoders) > 1 else None
     if added != wanted:
         raise IncompatibleError(
-            f"{name} has a denoiser that takes more or less than a model of {family.title}: addition_embed_type is {added}",
+            f"{name} has a denoiser with other inputs than {family.title}: addition_embed_type is {added}",
             WORDS_ALONE,
         )
     widths: list[Any] = [configs[part].get("hidden_size") for part in family.encoders]
     hears = unet.get("cross_attention_dim", 1280)
     if isinstance(hears, int) and all(isinstance(width, int) for width in widths) and hears != sum(widths):
-        said = f"its denoiser takes rows of {hears} numbers, its text encoders give {sum(widths)}"
+        mismatch = f"its denoiser takes text features of width {hears}, its text encoders give {sum(widths)}"
         raise IncompatibleError(
-            f"{name} is a refiner: {said}"
+            f"{name} is a refiner: {mismatch}"
             if wanted and hears == widths[-1]
-            else f"{name} is put together of parts that do not fit: {said}",
+            else f"{name} has components that do not fit together: {mismatch}",
             WORDS_ALONE,
         )
     if wanted:
-        told, pooled, each = (
+        inputs, pooled, each = (
             unet.get("projection_class_embeddings_input_dim"),
             configs[family.encoders[-1]].get("projection_dim", 512),
             unet.get("addition_time_embed_dim"),
         )
-        if each and told and told != pooled + 6 * each:
+        if each and inputs and inputs != pooled + 6 * each:
             raise IncompatibleError(
-                f"{name} is a refiner, or is told other sizes: it takes {told} numbers beside words, not {pooled + 6 * each}",
+                f"{name} is a refiner, or takes other size conditions: it takes {inputs} numbers besides text, not {pooled + 6 * each}",
                 WORDS_ALONE,
             )
 

@@ -1,6 +1,6 @@
-"""A base as a diffusers folder: which files hold the weights of each part, and whether all parts are there, whole, and ones that this package can draw with.
+"""A base as a diffusers folder: the weight files of each component, and checks that all are present, complete and supported.
 
-Reads configs and headers alone, so that a base that cannot be opened is refused before anything is loaded.
+Only configs and headers are read, so that an unusable base is refused before anything is loaded.
 """
 
 import json
@@ -20,31 +20,35 @@ if TYPE_CHECKING:
 
 AGAIN = "download the model again"
 VARIANTS = ("fp32", "bf16", "fp16", "non_ema")
-"""Which form of a part is opened where the plain one is not there, best first; any other name comes after these."""
+"""Variants of weights that are used if the plain files are missing, best first; all other names come after these."""
 WORD_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-"""Files that make a tokenizer; one of these sets must be there. Without them the libraries make one that knows no words."""
+"""Sets of tokenizer files, of which one must be complete; without any, the libraries build a tokenizer without words."""
 POINTER = b"version https://git-lfs"
 MAX_HEADER = 100_000_000
-"""Bytes, as in safetensors' own reader."""
+"""Maximum size of a header, bytes, as in the safetensors library."""
 SCALED = (".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant", ".absmax")
-"""Ends of keys beside quantised weights, which mean something only together with them."""
+"""Suffixes of the keys of scales, without which quantised weights have no meaning."""
 INTEGERS = ("I8", "U8")
-"""Number formats in headers that weights have only where they are quantised."""
+"""Number formats that only quantised weights have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The files that hold a part's weights; `variant`: what stands in their names (fp16), empty for the plain ones."""
+    """The weight files of a component.
+
+    Attributes:
+        variant: The variant in their names, such as fp16; empty for plain files.
+    """
 
     variant: str
     files: tuple[Path, ...]
 
 
 def find_weights(folder: Path, part: str) -> Weights:
-    """The safetensors files of a part: the plain ones, else those of a variant.
+    """Find the safetensors files of a component: the plain files, else those of a variant.
 
     Raises:
-        MissingError: There are none, or not all of a part in several files. IncompatibleError: pickles alone. DamagedError: an index that cannot be read.
+        MissingError: No files, or not all files of an index. IncompatibleError: Only pickles. DamagedError: Unreadable index.
     """
     stem = "model" if part.startswith(("text_encoder", "clip")) else "diffusion_pytorch_model"
     names = sorted(path.name for path in (folder / part).iterdir()) if (folder / part).is_dir() else []
@@ -67,20 +71,20 @@ def find_weights(folder: Path, part: str) -> Weights:
                 return Weights(variant, _listed(folder, part, name) if name == index else (folder / part / name,))
     if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) or ".bin.index" in name for name in names):
         raise IncompatibleError(
-            f"the base in {folder} has the weights of {part} only as a pickle, a kind of file that can hold programs",
-            f"write it as safetensors where you trust it: `{_converter(folder)}`, and give that folder",
+            f"the base in {folder} has the weights of {part} only as a pickle, which can run code when it is loaded",
+            f"if you trust it, convert it with `{_converter(folder)}` and use the new folder",
         )
     raise _missing(folder, f"{part}/{stem}.safetensors" if names else f"{part}/")
 
 
 def _converter(folder: Path) -> str:
-    """A command that writes a folder of pickles as one of safetensors; they are read as tensors alone."""
+    """A command that converts a folder of pickles to safetensors; the pickles are read as tensors only."""
     code = f"import objtune_cli.models.base_model; from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r}).save_pretrained({folder.resolve().name + '-safetensors'!r})"
     return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
 
 
 def _listed(folder: Path, part: str, index: str) -> tuple[Path, ...]:
-    """The files that an index names."""
+    """The files in an index."""
     table = read_json(folder, f"{part}/{index}").get("weight_map")
     if not isinstance(table, dict) or not table:
         raise DamagedError(f"the base in {folder} is damaged: {part}/{index} names no files", AGAIN)
@@ -96,10 +100,10 @@ def _listed(folder: Path, part: str, index: str) -> tuple[Path, ...]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder.
+    """Read a JSON object of the folder.
 
     Raises:
-        MissingError: It is not there. DamagedError: it cannot be read.
+        MissingError: The file is missing. DamagedError: It is unreadable.
     """
     try:
         data = (folder / name).read_bytes()
@@ -107,31 +111,31 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise _missing(folder, name) from None
     _refuse_pointer(folder, str(folder / name), data)
     try:
-        found = json.loads(
+        document = json.loads(
             data.decode()
-        )  # strictly: diffusers and transformers read neither UTF-16 nor a byte order mark
+        )  # strict, because diffusers and transformers read neither UTF-16 nor a byte order mark
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        document = None
+    if not isinstance(document, dict):
         raise DamagedError(f"the base in {folder} is damaged: {name} cannot be read", AGAIN)
-    return found
+    return document
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors files do, whatever its name ends in (.sft, or a .ckpt that was renamed)."""
+    """Whether a file starts like a safetensors file; its name may end in .sft, or in .ckpt after a rename."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER
 
 
 def read_header(path: Path, name: str = "") -> dict[str, Any]:
-    """Names to format, shape and place of the tensors in a safetensors file, and `__metadata__`.
+    """Read the header of a safetensors file: format, shape and offsets by tensor name, and `__metadata__`.
 
     Args:
-        name: Of the file below the base's folder, for messages; empty: its path.
+        name: The file in messages; "" for its path.
 
     Raises:
-        DamagedError: The file is cut off, a pointer in place of the weights, or no safetensors file. MissingError: it cannot be read.
+        DamagedError: The file is incomplete, a Git LFS pointer, or not in safetensors format. MissingError: It cannot be read.
     """
     name = name or str(path)
     try:
@@ -146,28 +150,28 @@ def read_header(path: Path, name: str = "") -> dict[str, Any]:
         ) from None
     _refuse_pointer(path.parent, name, start + data)
     if size < 8 or length != len(data):
-        raise DamagedError(f"{name} is damaged: it is cut off, or no safetensors file", AGAIN)
+        raise DamagedError(f"{name} is damaged: it is incomplete, or not a safetensors file", AGAIN)
     try:
-        found: dict[str, Any] = json.loads(data)
-        end = max((int(each["data_offsets"][1]) for key, each in found.items() if key != "__metadata__"), default=0)
-        known = all({"dtype", "shape"} <= each.keys() for key, each in found.items() if key != "__metadata__")
+        header: dict[str, Any] = json.loads(data)
+        end = max((int(each["data_offsets"][1]) for key, each in header.items() if key != "__metadata__"), default=0)
+        is_complete = all({"dtype", "shape"} <= each.keys() for key, each in header.items() if key != "__metadata__")
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError):
-        known, end = False, 0
-    if not known:
-        raise DamagedError(f"{name} is damaged: it is no safetensors file", AGAIN)
+        is_complete, end = False, 0
+    if not is_complete:
+        raise DamagedError(f"{name} is damaged: it is not a safetensors file", AGAIN)
     if size != 8 + length + end:
         raise DamagedError(f"{name} is damaged: it has {size} bytes of {8 + length + end}", AGAIN)
-    return found
+    return header
 
 
 def check(family: "Family", folder: Path, vae: Path | None = None) -> None:
-    """Refuse a folder that lacks a part, holds a damaged one, or is another kind of model than the family's.
+    """Refuse a folder with missing or damaged components, or of another kind of model than the family's.
 
     Args:
-        vae: An autoencoder in place of its own, which may then be missing.
+        vae: A VAE in place of the folder's own, which may then be missing.
 
     Raises:
-        MissingError, DamagedError, IncompatibleError: Each names the part.
+        MissingError, DamagedError, IncompatibleError: Each names the component.
     """
     model_kind.check_index(family, folder, read_json(folder, "model_index.json"))
     parts = [part for part in networks(family, folder) if part != "vae" or vae is None]
@@ -186,7 +190,7 @@ def check(family: "Family", folder: Path, vae: Path | None = None) -> None:
 
 
 def networks(family: "Family", folder: Path) -> Iterator[str]:
-    """The parts of a folder that hold weights; a text encoder that the family can go without, only where it is read."""
+    """The components that have weights; an optional text encoder only if it is loaded."""
     for part in family.parts:
         if not part.startswith(("tokenizer", "scheduler")) and (
             part != "text_encoder_3" or not family.fingerprint_extra(folder)
@@ -198,7 +202,7 @@ def _check_tokenizer(folder: Path, part: str) -> None:
     if (folder / part).is_dir():
         read_json(
             folder, f"{part}/tokenizer_config.json"
-        )  # without it the libraries pad with other words, to no length
+        )  # without it the libraries pad with other tokens, and to no fixed length
     sets = [names for names in WORD_FILES if all((folder / part / name).is_file() for name in names)]
     if not sets:
         raise _missing(folder, f"{part}/vocab.json or {part}/merges.txt" if (folder / part).is_dir() else f"{part}/")
@@ -211,12 +215,12 @@ def _check_tokenizer(folder: Path, part: str) -> None:
 
 
 def _check_formats(folder: Path, part: str, header: Mapping[str, Any]) -> None:
-    """Quantised weights are numbers only together with their scales, which nothing here reads."""
+    """Refuse quantised weights, because their scales are not read."""
     for key, each in header.items():
         if key.endswith(SCALED) or ".quant_state" in key or (key != "__metadata__" and each.get("dtype") in INTEGERS):
             raise IncompatibleError(
-                f"the base in {folder} holds quantised weights in {part} ({key})",
-                "give it in fp32, bf16 or fp16; `--set train.quantize_base=4bit` saves memory",
+                f"the base in {folder} has quantised weights in {part} ({key})",
+                "use it in fp32, bf16 or fp16; `--set train.quantize_base=4bit` saves memory",
             )
 
 
@@ -224,7 +228,7 @@ def _refuse_pointer(folder: Path, name: str, start: bytes) -> None:
     if start.startswith(POINTER):
         raise DamagedError(
             f"{name} is damaged: it is a Git LFS pointer, not the file itself",
-            f"`git -C {folder} lfs pull` brings it, or {AGAIN}",
+            f"run `git -C {folder} lfs pull`, or {AGAIN}",
         )
 
 

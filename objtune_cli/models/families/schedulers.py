@@ -1,4 +1,4 @@
-"""The noise schedule and the sampler that a base's scheduler config names: checked, opened, and replaced by DDIM, with a line that says so, where they cannot be drawn with."""
+"""Check and load the noise schedule and the sampler in a base's scheduler config; DDIM replaces unsupported samplers."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ SAMPLERS = {
     "DEISMultistepScheduler": "DEIS", "UniPCMultistepScheduler": "UniPC", "LCMScheduler": "LCM", "TCDScheduler": "TCD",
     "FlowMatchEulerDiscreteScheduler": "Euler",
 }  # fmt: skip
-"""Samplers that bases are drawn with, to what A1111 calls them."""
+"""Supported samplers to their names in A1111."""
 OTHERS = (
     "DPMSolverSDEScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler", "IPNDMScheduler", "CosineDPMSolverMultistepScheduler", "SASolverScheduler",
     "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler",
 )  # fmt: skip
-"""Samplers on the same kind of noise that DDIM takes the place of."""
+"""Samplers on the same kind of noise that DDIM replaces."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 NO_SAMPLE = ("PNDM", "LMS", "Euler", "Heun", "KDPM2")
-"""Starts of samplers that cannot draw with a denoiser that predicts the clean latents."""
+"""Prefixes of samplers that do not support a denoiser that predicts the clean latents."""
 KNOWN = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": PREDICTIONS, "timestep_spacing": ("leading", "trailing", "linspace"),
 }  # fmt: skip
@@ -38,21 +38,22 @@ NOISE = (
     "rescale_betas_zero_snr",
     "prediction_type",
 )
-"""What of a config says how latents are noised; the rest says how steps are taken."""
+"""Config keys of the noise schedule; the other keys belong to the sampler."""
 SCHEDULES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
-"""Options of a sampler's config to what A1111 calls the schedule type."""
+"""Options of a sampler's config to A1111's names of the schedule type."""
 
 
-def read_config(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bool = False) -> dict[str, Any]:
-    """A base's scheduler config, with what is known better than it.
+def read_config(folder: Path, overrides: Mapping[str, Any] | None = None, *, flow: bool = False) -> dict[str, Any]:
+    """Read a base's scheduler config.
 
     Args:
-        flow: Whether the family's noise is a flow's.
+        overrides: Keys that replace those of the file. flow: Whether the family is a flow.
 
     Raises:
-        IncompatibleError: It is of another kind of noise, or has a value that is not known. MissingError, DamagedError: see `folder.read_json`.
+        IncompatibleError: Another kind of noise than the family's, or an unknown value.
+        MissingError, DamagedError: As `pipeline_folder.read_json`.
     """
-    config = folders.read_json(folder, CONFIG) | dict(said or {})
+    config = folders.read_json(folder, CONFIG) | dict(overrides or {})
     name = str(config.get("_class_name", ""))
     of_flow = (
         name.startswith("FlowMatch")
@@ -62,8 +63,8 @@ def read_config(folder: Path, said: Mapping[str, Any] | None = None, *, flow: bo
     if "EDM" in name or of_flow != flow:
         kind = name or "no class name"
         raise IncompatibleError(
-            f"the base in {folder} is of another kind of noise than its family: its scheduler is {kind}",
-            "give a base of its own kind; docs/reference/base-models.md lists them",
+            f"the base in {folder} has another kind of noise than its family: its scheduler is {kind}",
+            "docs/reference/base-models.md lists the supported bases",
         )
     if not flow:
         _check(folder, name, config)
@@ -74,22 +75,22 @@ def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     where = f"the base in {folder} has a scheduler whose"
     if name and name not in SAMPLERS and name not in OTHERS:
         raise IncompatibleError(
-            f"{where} class is not known: {name}",
+            f"{where} class is unknown: {name}",
             f"known: {', '.join(SAMPLERS)}; correct _class_name in {folder / CONFIG}",
         )
-    for key, known in KNOWN.items():
-        if config.get(key, known[0]) not in known and not (key == "beta_schedule" and config.get("trained_betas")):
+    for key, choices in KNOWN.items():
+        if config.get(key, choices[0]) not in choices and not (key == "beta_schedule" and config.get("trained_betas")):
             hint = (
-                "`--set prediction_type=epsilon` or v_prediction says it by hand"
+                "set it with `--set prediction_type=epsilon` or v_prediction"
                 if key == "prediction_type"
-                else f"known: {', '.join(known)}"
+                else f"known: {', '.join(choices)}"
             )
-            raise IncompatibleError(f"{where} {key} is not known: {config[key]}", hint)
+            raise IncompatibleError(f"{where} {key} is unknown: {config[key]}", hint)
     for key in ("num_train_timesteps", "beta_start", "beta_end"):
         value = config.get(key, 0.5)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise IncompatibleError(
-                f"{where} {key} is no positive number: {value!r}", f"correct it in {folder / CONFIG}"
+                f"{where} {key} is not a positive number: {value!r}", f"correct it in {folder / CONFIG}"
             )
         if key.startswith("beta") and value >= 1:
             raise IncompatibleError(f"{where} {key} is not below 1: {value!r}", f"correct it in {folder / CONFIG}")
@@ -103,7 +104,7 @@ def _check(folder: Path, name: str, config: Mapping[str, Any]) -> None:
 
 
 def name_sampler(config: Mapping[str, Any]) -> str:
-    """The class that a base is drawn with: its own, or the one in its place."""
+    """The class of the sampler that a base uses: its own, or the replacement."""
     own = str(config.get("_class_name") or "DDIMScheduler")
     if own.startswith("FlowMatch"):
         return "FlowMatchEulerDiscreteScheduler"
@@ -111,25 +112,25 @@ def name_sampler(config: Mapping[str, Any]) -> str:
 
 
 def why_replaced(config: Mapping[str, Any]) -> str:
-    """Why a base's own sampler is not drawn with; empty where it is."""
+    """The reason why a base's own sampler is replaced; empty if it is used."""
     own = str(config.get("_class_name") or "DDIMScheduler")
     if own.startswith("FlowMatch"):
-        return "" if own == "FlowMatchEulerDiscreteScheduler" else "it is not one that flows are drawn with here"
+        return "" if own == "FlowMatchEulerDiscreteScheduler" else "it is not supported for flows"
     if own not in SAMPLERS:
-        return "it is not one that bases are drawn with here"
+        return "it is not supported"
     if config.get("prediction_type") == "sample" and own.startswith(NO_SAMPLE):
-        return "it cannot draw with a denoiser that predicts the clean latents"
+        return "it does not support a denoiser that predicts the clean latents"
     if config.get("rescale_betas_zero_snr") and own.startswith(
         ("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")
     ):
-        return "it does not know zero terminal SNR"
+        return "it does not support zero terminal SNR"
     if (own.startswith("LMS") or config.get("use_beta_sigmas")) and find_spec("scipy") is None:
         return "it needs scipy, which is not installed"
     return ""
 
 
 def describe(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What A1111 calls the sampler that a base is drawn with, and the type of its schedule, empty for the usual one."""
+    """A1111's names of the base's sampler and of its schedule type, which is empty for the default."""
     name = name_sampler(config)
     called = SAMPLERS[name]
     if name == "DPMSolverMultistepScheduler":
@@ -143,23 +144,23 @@ def describe(config: Mapping[str, Any]) -> tuple[str, str]:
     return called, next((kind for key, kind in SCHEDULES.items() if config.get(key)), "") if same else ""
 
 
-def load_ddim(folder: Path, said: Mapping[str, Any]) -> Any:
-    """DDIM on a base's noise schedule: what latents are noised by, and what draws where nothing else is asked for."""
+def load_ddim(folder: Path, overrides: Mapping[str, Any]) -> Any:
+    """DDIM on a base's noise schedule: it adds noise in training, and is the default sampler."""
     from diffusers.schedulers import DDIMScheduler
 
-    config = read_config(folder, said)
+    config = read_config(folder, overrides)
     own = _open_own(config)
-    if own is not None:  # what the file leaves out has the defaults of the class that it names
+    if own is not None:  # keys missing in the file have the defaults of its class
         config |= {key: own.config[key] for key in NOISE if key in own.config}
-    # Latents are not pictures: configs that say nothing must not clip them.
+    # The default of `clip_sample` is for images; latents must not be clipped.
     return DDIMScheduler.from_config(
         {key: value for key, value in config.items() if not key.startswith("_")} | {"clip_sample": False}
     )
 
 
-def load_sampler(folder: Path, said: Mapping[str, Any]) -> Any:
-    """The base's own sampler; None where that is DDIM, or DDIM takes its place."""
-    config = read_config(folder, said)
+def load_sampler(folder: Path, overrides: Mapping[str, Any]) -> Any:
+    """The base's own sampler; None if that is DDIM, or DDIM replaces it."""
+    config = read_config(folder, overrides)
     return None if why_replaced(config) else _open_own(config)
 
 
@@ -169,26 +170,26 @@ def _open_own(config: Mapping[str, Any]) -> Any:
     name = str(config.get("_class_name") or "DDIMScheduler")
     if name == "DDIMScheduler" or name not in SAMPLERS or why_replaced(config).startswith("it needs"):
         return None
-    found = getattr(diffusers, name).from_config(
+    sampler = getattr(diffusers, name).from_config(
         {key: value for key, value in config.items() if not key.startswith("_")}
     )
-    if found.config.get("clip_sample"):
-        found.register_to_config(clip_sample=False)
-    return found
+    if sampler.config.get("clip_sample"):
+        sampler.register_to_config(clip_sample=False)
+    return sampler
 
 
 def choose(ddim: Any, name: str) -> Any:
-    """The sampler of a name on a base's noise schedule: "ddim", "euler" or "dpm++".
+    """The sampler "ddim", "euler" or "dpm++" on a base's noise schedule.
 
     Raises:
-        IncompatibleError: It cannot draw with what the denoiser predicts.
+        IncompatibleError: It does not support the prediction type of the denoiser.
     """
     import diffusers
 
     classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
     if classes[name].startswith(NO_SAMPLE) and ddim.config.prediction_type == "sample":
         raise IncompatibleError(
-            f"the sampler {name} cannot draw with a denoiser that predicts the clean latents",
-            "`--scheduler ddim` or `--scheduler dpm++`",
+            f"the sampler {name} does not support a denoiser that predicts the clean latents",
+            "use `--scheduler ddim` or `--scheduler dpm++`",
         )
     return getattr(diffusers, classes[name]).from_config(ddim.config)

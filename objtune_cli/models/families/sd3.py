@@ -189,7 +189,7 @@ class _SD3(Family):
         """A new Euler sampler for flows, because sampling changes its state."""
         if name not in ("auto", "euler"):
             raise IncompatibleError(
-                f"the sampler {name} is none of {self.title}'s", "`--set generate.scheduler=euler`, or auto"
+                f"{self.title} does not support the sampler {name}", "use `--set generate.scheduler=euler`, or auto"
             )
         return type(scheduler).from_config(scheduler.config)
 

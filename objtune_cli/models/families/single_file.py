@@ -76,7 +76,7 @@ def check_kind(path: Path) -> None:
         if around
         else "checkpoints in pickles (.ckpt) are not opened; get it as .safetensors"
     )
-    raise IncompatibleError(f"{path} is no .safetensors file", hint)
+    raise IncompatibleError(f"{path} is not a .safetensors file", hint)
 
 
 def choose_prediction(path: Path, prediction: str) -> tuple[Checkpoint, str]:
@@ -137,7 +137,7 @@ def describe(path: Path, prediction: str = "") -> Checkpoint:
     zero = "ztsnr" in keys
     if zero and (named or family.prediction) == "epsilon" and family is not SD2:
         raise IncompatibleError(
-            f"{path} has the mark of zero terminal SNR and predicts epsilon: of its last level nothing can be drawn",
+            f"{path} is marked as zero terminal SNR but predicts epsilon, which gives no image at the last noise level",
             "if it predicts v: `--set prediction_type=v_prediction`",
         )
     return Checkpoint(family, named or ("v_prediction" if family is SD2 else "epsilon"), not named, zero, has_vae)
@@ -150,19 +150,19 @@ def _check_supported(path: Path, header: Mapping[str, Any], metadata: Mapping[st
         IncompatibleError: Its hint names what to pass instead.
     """
     if not any(key.startswith(UNET) for key in header):
-        raise IncompatibleError(f"{path} holds no denoiser", _suggest_use(path, set(header)))
+        raise IncompatibleError(f"{path} has no denoiser", _suggest_use(path, set(header)))
     if any(
         key.endswith(folders.SCALED) or (each["dtype"] in folders.INTEGERS and key.startswith(UNET))
         for key, each in header.items()
     ):
         raise IncompatibleError(
-            f"{path} holds quantised weights with scales of their own", "give it in fp16, bf16, or fp8 without scales"
+            f"{path} has quantised weights with separate scales", "use it in fp16, bf16, or fp8 without scales"
         )
     noise = next((mark for mark in EDM if mark in header), "")
     if noise or metadata.get("modelspec.prediction_type", "").startswith("edm"):
         raise IncompatibleError(
-            f"{path} is of another kind of noise ({noise or 'edm'}, as Playground 2.5 and CosXL have it)",
-            "give a model that predicts epsilon or v",
+            f"{path} has another kind of noise ({noise or 'edm'}, as in Playground 2.5 and CosXL)",
+            "use a model that predicts epsilon or v",
         )
 
 
@@ -175,8 +175,8 @@ def _suggest_use(path: Path, keys: Collection[str]) -> str:
     if any(key.startswith(("decoder.conv_in.", VAE)) for key in keys):
         return f"it is a VAE: `--set vae={shlex.quote(str(path))}` gives it to a base"
     if any(key.startswith(("input_blocks.", "double_blocks.", "joint_blocks.", "down_blocks.")) for key in keys):
-        return "it is a denoiser alone: give a whole checkpoint, or a diffusers folder"
-    return "give a whole checkpoint, or a diffusers folder"
+        return "it is a denoiser alone: use a whole checkpoint, or a diffusers folder"
+    return "use a whole checkpoint, or a diffusers folder"
 
 
 def _detect_family(path: Path, keys: Collection[str]) -> Family:
@@ -189,11 +189,11 @@ def _detect_family(path: Path, keys: Collection[str]) -> Family:
     if detected:
         return detected
     if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
-        raise IncompatibleError(f"{path} is a refiner: it has no first text encoder", "give the base model")
+        raise IncompatibleError(f"{path} is a refiner: it has no first text encoder", "use the base model")
     if not any(key.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for key in keys):
-        raise IncompatibleError(f"{path} holds no text encoder", "give a whole checkpoint, or a diffusers folder")
+        raise IncompatibleError(f"{path} has no text encoder", "use a whole checkpoint, or a diffusers folder")
     raise IncompatibleError(
-        f"{path} is of no family that is known", "docs/reference/base-models.md lists the supported families"
+        f"{path} is of an unsupported family", "docs/reference/base-models.md lists the supported families"
     )
 
 
@@ -210,15 +210,15 @@ def _detect_sd3(path: Path, keys: Collection[str], width: int) -> Family:
     medium = own["num_layers"], own["num_attention_heads"] * own["attention_head_dim"]
     if (len(blocks), width) != medium or twice != list(own.get("dual_attention_layers") or []):
         raise IncompatibleError(
-            f"{path} is no medium model of SD 3 or 3.5: its transformer has {len(blocks)} blocks, {width} wide",
-            "give the medium model, or this one as a diffusers folder",
+            f"{path} is not the medium model of SD 3 or 3.5: its transformer has {len(blocks)} blocks, {width} wide",
+            "use the medium model, or this one as a diffusers folder",
         )
     parts = {CLIPS["text_encoder"]: "CLIP-L", CLIPS["text_encoder_2"]: "CLIP-G"}
     missing = [name for start, name in parts.items() if not any(key.startswith(start) for key in keys)]
     if missing:
         raise IncompatibleError(
-            f"{path} holds no {', no '.join(missing)}",
-            "give the file that has them (of SD 3 `..._incl_clips`), or the diffusers folder",
+            f"{path} has no {', no '.join(missing)}",
+            "use the file that has them (of SD 3 `..._incl_clips`), or the diffusers folder",
         )
     return family
 
@@ -234,7 +234,7 @@ def _read_prediction(path: Path, keys: Collection[str], metadata: dict[str, str]
         return "v_prediction"
     if named not in ("", "epsilon"):
         raise IncompatibleError(
-            f"{path} says that it predicts {named}",
-            "known: epsilon, v; `--set prediction_type=v_prediction` says it better",
+            f"{path} has the unknown prediction type {named}",
+            "known: epsilon, v; set it with `--set prediction_type=v_prediction`",
         )
     return named

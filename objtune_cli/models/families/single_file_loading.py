@@ -120,8 +120,8 @@ def _read_tensors(path: Path, starts: tuple[str, ...]) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as opened:
-        tensors = {_rename_old_key(key): opened.get_tensor(key) for key in opened.keys() if key.startswith(starts)}  # noqa: SIM118
+    with safe_open(path, framework="pt") as file:
+        tensors = {_rename_old_key(key): file.get_tensor(key) for key in file.keys() if key.startswith(starts)}  # noqa: SIM118
     fp8 = (torch.float8_e4m3fn, torch.float8_e5m2)
     return {key: value.to(torch.bfloat16) if value.dtype in fp8 else value for key, value in tensors.items()}
 

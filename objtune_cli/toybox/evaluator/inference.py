@@ -88,29 +88,29 @@ def read_images(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: 
     done: list[SceneReading] = []
     for start in range(0, len(pictures), batch):
         x = torch.from_numpy(np.array(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area"))
-        scores, boxes = find_peaks(found, most)
+        heatmap, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area"))
+        scores, boxes = find_peaks(heatmap, most)
         vectors, heads = network.reader(cut(x.repeat_interleave(most, 0), boxes.flatten(0, 1)))
         probs = {name: heads[name].softmax(-1).unflatten(0, (-1, most)) for name in ATTRIBUTES}
         vectors = vectors.unflatten(0, (-1, most))
         for i in range(len(x)):
-            kept = [k for k in range(most) if k == 0 or float(scores[i, k]) >= MIN_SCORE]
+            peaks = [k for k in range(most) if k == 0 or float(scores[i, k]) >= MIN_SCORE]
             things = [
                 Detection(
                     float(scores[i, k]), _corners(boxes[i, k]), vectors[i, k], {n: p[i, k] for n, p in probs.items()}
                 )
-                for k in kept
+                for k in peaks
             ]
             done.append(SceneReading(things, ground[i].softmax(-1)))
     return done
 
 
-def find_peaks(found: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def find_peaks(heatmap: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The most confident local maxima of the map: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
-    heat = found[:, 0].sigmoid()
+    heat = heatmap[:, 0].sigmoid()
     lone = torch.where(F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat, heat, heat.new_zeros(()))
     scores, cells = lone.flatten(1).topk(most, dim=1)
-    values = found[:, 1:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1))
+    values = heatmap[:, 1:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1))
     x = (cells % GRID + 0.5 + values[:, 0]) / GRID
     y = (cells // GRID + 0.5 + values[:, 1]) / GRID
     w, h = values[:, 2].clamp(-4, 0).exp(), values[:, 3].clamp(-4, 0).exp()

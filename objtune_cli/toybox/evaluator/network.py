@@ -80,8 +80,8 @@ class Reader(nn.Module):
     def forward(self, crops: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, 3, 48, 48) in [-1, 1] to unit vectors (B, 64) and logits by attribute."""
         x = self.body(crops)
-        seen = torch.cat([x.mean((2, 3)), F.adaptive_avg_pool2d(x, 3).flatten(1)], 1)
-        return F.normalize(self.identity(seen), dim=-1), {name: head(seen) for name, head in self.heads.items()}
+        features = torch.cat([x.mean((2, 3)), F.adaptive_avg_pool2d(x, 3).flatten(1)], 1)
+        return F.normalize(self.identity(features), dim=-1), {name: head(features) for name, head in self.heads.items()}
 
 
 class Evaluator(nn.Module):

@@ -63,32 +63,32 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     if part in ("cutouts", "evaluator", "segmenter"):
         _train_separately(part, preset, args, device)
         return
-    drawn = dataset.load_or_render(work, preset, processes=os.cpu_count() or 2)
+    shards = dataset.load_or_render(work, preset, processes=os.cpu_count() or 2)
     words = tokenizer.load_or_build(work, preset.tokens)
     if part == "data":
         return
     if part == "vae":
-        autoencoder.train(work, preset, drawn, device)
+        autoencoder.train(work, preset, shards, device)
         return
-    clip = clip_text.train(work, preset, drawn, words, device)
+    clip = clip_text.train(work, preset, shards, words, device)
     if part == "text":
         return
     if part == "vision":
-        clip_vision.train(work, preset, drawn, words, clip, device)
+        clip_vision.train(work, preset, shards, words, clip, device)
         return
-    vae = autoencoder.train(work, preset, drawn, device)
+    vae = autoencoder.train(work, preset, shards, device)
 
     def sample(unet, step: int) -> None:
         pipe = save_pipeline.pipeline(words, clip, vae, unet).to(unet.device)
-        shown = samples.draw(
+        sheet_images = samples.draw(
             pipe, samples.prompts(preset.world, 24), preset.size, 15, save_pipeline.SAMPLING["guidance"]
         )
-        samples.sheet(shown, 8, work / "samples" / f"{step:06d}.png")
+        samples.sheet(sheet_images, 8, work / "samples" / f"{step:06d}.png")
 
-    unet = denoiser.train(work, preset, drawn, words, clip, vae, sample, device)
+    unet = denoiser.train(work, preset, shards, words, clip, vae, sample, device)
     vae.to("cpu")
     if part in ("publish", "all"):
-        clip_vision.train(work, preset, drawn, words, clip, device)
+        clip_vision.train(work, preset, shards, words, clip, device)
         save_pipeline.publish(
             args.out or work / "base", f"toybox-{args.preset}", preset, words, clip, vae, unet, args.commit
         )
@@ -96,18 +96,18 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
 
 def _train_separately(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
     """Train a part that no other part needs; it renders its own data."""
-    found: dict[str, float]
+    measures: dict[str, float]
     if part == "evaluator":
         judge = evaluator.train(args.work, preset, device)
         evaluator.publish(judge, args.out or args.work / "evaluator-weights.safetensors", preset, args.commit)
-        found = evaluator.evaluate(judge, preset)
+        measures = evaluator.evaluate(judge, preset)
     elif part == "cutouts":
-        found = _adapt_clip(args, preset, device)
+        measures = _adapt_clip(args, preset, device)
     else:
         network = segmenter.train(args.work, preset, device)
         segmenter.publish(network, args.out or args.work / "segmenter", preset, args.commit)
-        found = segmenter.evaluate(network, preset)
-    for name, value in found.items():
+        measures = segmenter.evaluate(network, preset)
+    for name, value in measures.items():
         print(f"{part}: {name} {value:.3f}", flush=True)
 
 
@@ -132,14 +132,14 @@ def sheet(folder: Path, preset: Preset, work: Path) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    shown = samples.draw(
+    images = samples.draw(
         pipe,
         samples.prompts(preset.world),
         preset.size,
         int(save_pipeline.SAMPLING["steps"]),
         save_pipeline.SAMPLING["guidance"],
     )
-    samples.sheet(shown, 8, work / "samples.png", scale=1)
+    samples.sheet(images, 8, work / "samples.png", scale=1)
     print(f"{work / 'samples.png'}: 64 samples", flush=True)
 
 

@@ -54,11 +54,11 @@ class Bank:
 
 def render_bank(dial: Dial, seed: int, count: int = SCENES, side: int = SIDE, processes: int = 1) -> Bank:
     """Render the scenes; scene i is the same for every count and any number of processes."""
-    drawn = functools.partial(_scene, dial, seed, side)
+    render = functools.partial(_scene, dial, seed, side)
     if processes == 1:
-        return _stack([drawn(i) for i in range(count)])
+        return _stack([render(i) for i in range(count)])
     with ProcessPoolExecutor(processes) as pool:
-        return _stack(list(pool.map(drawn, range(count), chunksize=100)))
+        return _stack(list(pool.map(render, range(count), chunksize=100)))
 
 
 def _scene(dial: Dial, seed: int, side: int, i: int) -> tuple[np.ndarray, np.ndarray, Scene]:
@@ -87,13 +87,13 @@ def sample_crowded_scene(rng: np.random.Generator, dial: Dial) -> Scene:
     return Scene(tuple(objects), str(rng.choice(dial.backgrounds)), int(rng.integers(1 << 31)))
 
 
-def cut_object(drawn: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def cut_object(bank: Bank, row: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A distorted mask (S, S) in [0, 1] of one object of a scene, and its index, or -1 if none is large enough."""
-    seen = [k for k in range(len(drawn.scenes[row].objects)) if (drawn.owner[row] == k + 1).mean() > SMALLEST]
-    if not seen:
-        return np.zeros(drawn.owner[row].shape, np.float32), -1
-    k = int(rng.choice(seen))
-    return distort_mask((drawn.owner[row] == k + 1).astype(np.uint8), rng), k
+    visible = [k for k in range(len(bank.scenes[row].objects)) if (bank.owner[row] == k + 1).mean() > SMALLEST]
+    if not visible:
+        return np.zeros(bank.owner[row].shape, np.float32), -1
+    k = int(rng.choice(visible))
+    return distort_mask((bank.owner[row] == k + 1).astype(np.uint8), rng), k
 
 
 def distort_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -112,64 +112,65 @@ def distort_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (moved if moved.any() else mask).astype(np.float32)
 
 
-def cut_background(drawn: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
+def cut_background(bank: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
     """A mask (S, S) in [0, 1] of no whole object: a part of one, background, or background with part of an object."""
-    owner, side = drawn.owner[row], drawn.owner.shape[1]
+    owner, side = bank.owner[row], bank.owner.shape[1]
     for _ in range(20):
         blob = random_shapes.outline(rng, side) > 127
         kind = rng.random()
         if kind < 0.45:  # what lies on one side of a line through an object
-            mask, k = cut_object(drawn, row, rng)
+            mask, k = cut_object(bank, row, rng)
             if k < 0:
                 continue
             ys, xs = mask.nonzero()
             angle = rng.uniform(0, 2 * np.pi)
             along = np.cos(angle) * np.arange(side)[None] + np.sin(angle) * np.arange(side)[:, None]
             cut = np.quantile(along[ys, xs], rng.uniform(0.12, 0.5))
-            found = (mask > 0.5) & (along < cut)
+            region = (mask > 0.5) & (along < cut)
         elif kind < 0.6:  # a patch of an object
-            found = blob & (owner > 0)
+            region = blob & (owner > 0)
         elif kind < 0.85:
-            found = blob & (owner == 0)
+            region = blob & (owner == 0)
         else:
-            found = blob
+            region = blob
         shares = [
-            (found & (owner == k + 1)).sum() / max(1, (found | (owner == k + 1)).sum()) for k in range(int(owner.max()))
+            (region & (owner == k + 1)).sum() / max(1, (region | (owner == k + 1)).sum())
+            for k in range(int(owner.max()))
         ]
-        if found.mean() > SMALLEST / 2 and max(shares, default=0.0) < 0.5:
-            return found.astype(np.float32)
+        if region.mean() > SMALLEST / 2 and max(shares, default=0.0) < 0.5:
+            return region.astype(np.float32)
     return (owner == 0).astype(np.float32)
 
 
 def cut(
-    drawn: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, size: int
+    bank: Bank, rows: np.ndarray, dial: Dial, rng: np.random.Generator, size: int
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Cut-outs (B, 3, size, size) in [0, 1], the class (B,) of what they show, -1 for nothing, and their words."""
-    shown, label, words = [], [], []
+    pictures, label, words = [], [], []
     fill = torch.tensor(MEAN)
     for row in rows:
-        mask, k = (cut_background(drawn, row, rng), -1) if rng.random() < NOTHING else cut_object(drawn, row, rng)
+        mask, k = (cut_background(bank, row, rng), -1) if rng.random() < NOTHING else cut_object(bank, row, rng)
         if k < 0:
-            mask = mask if mask.any() else cut_background(drawn, row, rng)
-        picture = torch.from_numpy(drawn.pictures[row].astype(np.float32) / 255).permute(2, 0, 1)
-        shown.append(crop(picture, torch.from_numpy(mask), fill, size))
-        instance = drawn.scenes[row].objects[k][0]
+            mask = mask if mask.any() else cut_background(bank, row, rng)
+        picture = torch.from_numpy(bank.pictures[row].astype(np.float32) / 255).permute(2, 0, 1)
+        pictures.append(crop(picture, torch.from_numpy(mask), fill, size))
+        instance = bank.scenes[row].objects[k][0]
         label.append(dial.classes.index(instance.kind) if k >= 0 else -1)
         words.append(
             "a photo of " + captions.article(captions.describe(instance, int(rng.choice(4, p=(0.4, 0.2, 0.2, 0.2)))))
         )
-    return torch.stack(shown), torch.tensor(label), words
+    return torch.stack(pictures), torch.tensor(label), words
 
 
-def likeness_loss(vectors: Tensor, told: Tensor, label: Tensor) -> Tensor:
+def likeness_loss(vectors: Tensor, text_vectors: Tensor, label: Tensor) -> Tensor:
     """-ln p(class) of a cut-out that shows an object, -ln of the sum over GROUNDS of one that shows none; as a class word chooses.
 
     Args:
         vectors: (B, d) unit. told: (K + G, d) unit, classes then GROUNDS. label: (B,) in [-1, K).
     """
-    said = (SHARPNESS * vectors @ told.T).log_softmax(1)
-    nothing = said[:, len(told) - len(BACKGROUND_LABELS) :].logsumexp(1)
-    return -torch.where(label < 0, nothing, said.gather(1, label.clamp_min(0)[:, None])[:, 0]).mean()
+    log_probs = (SHARPNESS * vectors @ text_vectors.T).log_softmax(1)
+    nothing = log_probs[:, len(text_vectors) - len(BACKGROUND_LABELS) :].logsumexp(1)
+    return -torch.where(label < 0, nothing, log_probs.gather(1, label.clamp_min(0)[:, None])[:, 0]).mean()
 
 
 def normalize(pictures: Tensor) -> Tensor:
@@ -179,31 +180,31 @@ def normalize(pictures: Tensor) -> Tensor:
 
 def train(work: Path, preset: Preset, tokenizer: Any, clip: Any, device: str = "cpu") -> Any:
     """Continue training the vision encoder of `clip` in place; whole images keep their captions."""
-    drawn = render_bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
+    bank = render_bank(preset.world, preset.seed, processes=os.cpu_count() or 1)
     network = nn.ModuleDict({"tower": clip.vision_model, "projection": clip.visual_projection})
     clip.requires_grad_(False)
     network.requires_grad_(True)
-    told = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
+    text_vectors = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rng = np.random.default_rng((preset.seed, 12, step))
-        rows = rng.integers(0, len(drawn.scenes), OBJECTS)
-        whole = 2 * rng.integers(0, len(drawn.scenes) // 2, WHOLE)
-        alone, label, words = cut(drawn, rows, preset.world, rng, preset.size)
+        rows = rng.integers(0, len(bank.scenes), OBJECTS)
+        whole = 2 * rng.integers(0, len(bank.scenes) // 2, WHOLE)
+        cutouts, label, words = cut(bank, rows, preset.world, rng, preset.size)
         pictures = np.stack(
-            [cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole]
+            [cv2.resize(bank.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in whole]
         )
-        seen = torch.cat([alone, torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2)])
-        out = network["tower"](pixel_values=normalize(seen).to(device)).pooler_output
+        images = torch.cat([cutouts, torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2)])
+        out = network["tower"](pixel_values=normalize(images).to(device)).pooler_output
         vectors = F.normalize(network["projection"](out), dim=-1)
-        said = [captions.caption(drawn.scenes[i], rng) for i in whole]
+        sentences = [captions.caption(bank.scenes[i], rng) for i in whole]
         named = (label >= 0).nonzero()[:, 0].tolist()
-        texts = [words[i] for i in named] + said
-        chosen = torch.cat([vectors[named], vectors[OBJECTS:]])
+        texts = [words[i] for i in named] + sentences
+        targets = torch.cat([vectors[named], vectors[OBJECTS:]])
         aim = clip_vision.text_vectors(clip, tokenizer, texts, preset.tokens).to(device)
         return {
-            "likeness": likeness_loss(vectors[:OBJECTS], told.to(device), label.to(device)),
-            "contrast": 0.5 * clip_vision.contrastive_loss(chosen, aim, texts),
+            "likeness": likeness_loss(vectors[:OBJECTS], text_vectors.to(device), label.to(device)),
+            "contrast": 0.5 * clip_vision.contrastive_loss(targets, aim, texts),
         }
 
     fit(
@@ -226,9 +227,9 @@ def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
     """Write the vision encoder into a published base; all other files stay byte for byte."""
     file = folder / "clip" / "model.safetensors"
     own = {k: v for k, v in clip.state_dict().items() if k.startswith(("vision_model.", "visual_projection."))}
-    kept = load_file(file)
-    kept |= {k: own[k].to(v.dtype).contiguous() for k, v in kept.items() if k in own}
-    save_file(kept, file, metadata={"format": "pt"})
+    weights = load_file(file)
+    weights |= {k: own[k].to(v.dtype).contiguous() for k, v in weights.items() if k in own}
+    save_file(weights, file, metadata={"format": "pt"})
     file.chmod(0o644)
     record = json.loads((folder / "toybox.json").read_bytes())
     record["cutouts"] = {"steps": steps, "commit": commit}
@@ -238,10 +239,10 @@ def publish(clip: Any, folder: Path, commit: str, steps: int) -> None:
 @torch.no_grad()
 def evaluate(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dict[str, float]:
     """Accuracy on new scenes: class of cut-outs, cut-outs of no object, and class and place of whole images."""
-    drawn = render_bank(preset.world, preset.seed + 1, count)
+    bank = render_bank(preset.world, preset.seed + 1, count)
     rng = np.random.default_rng(preset.seed)
-    alone, label, _ = cut(drawn, np.arange(count), preset.world, rng, preset.size)
-    told = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
+    cutouts, label, _ = cut(bank, np.arange(count), preset.world, rng, preset.size)
+    text_vectors = clip_vision.text_vectors(clip, tokenizer, _words(preset.world), preset.tokens)
     place = clip_vision.text_vectors(
         clip, tokenizer, [f"a photo of a dog {captions.PLACES[b][0]}" for b in preset.world.backgrounds], preset.tokens
     )
@@ -249,16 +250,18 @@ def evaluate(clip: Any, tokenizer: Any, preset: Preset, count: int = 400) -> dic
     def vector(x):
         return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=normalize(x)).pooler_output), dim=-1)
 
-    best = (vector(alone) @ told.T).argmax(1)
+    best = (vector(cutouts) @ text_vectors.T).argmax(1)
     some, classes = label >= 0, preset.world.classes
-    lone = [i for i in range(0, count, 2) if len(drawn.scenes[i].objects) == 1]
-    pictures = np.stack([cv2.resize(drawn.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in lone])
-    seen = vector(torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2))
-    kinds = torch.tensor([classes.index(drawn.scenes[i].objects[0][0].kind) for i in lone])
-    grounds = torch.tensor([preset.world.backgrounds.index(drawn.scenes[i].background) for i in lone])
+    lone = [i for i in range(0, count, 2) if len(bank.scenes[i].objects) == 1]
+    pictures = np.stack([cv2.resize(bank.pictures[i], (preset.size,) * 2, interpolation=cv2.INTER_AREA) for i in lone])
+    image_vectors = vector(torch.from_numpy(pictures.astype(np.float32) / 255).permute(0, 3, 1, 2))
+    kinds = torch.tensor([classes.index(bank.scenes[i].objects[0][0].kind) for i in lone])
+    grounds = torch.tensor([preset.world.backgrounds.index(bank.scenes[i].background) for i in lone])
     return {
         "cut-out's class": float((best[some] == label[some]).float().mean()),
         "nothing is nothing": float((best[~some] >= len(classes)).float().mean()),
-        "whole picture's class": float(((seen @ told[: len(classes)].T).argmax(1) == kinds).float().mean()),
-        "whole picture's background": float(((seen @ place.T).argmax(1) == grounds).float().mean()),
+        "whole picture's class": float(
+            ((image_vectors @ text_vectors[: len(classes)].T).argmax(1) == kinds).float().mean()
+        ),
+        "whole picture's background": float(((image_vectors @ place.T).argmax(1) == grounds).float().mean()),
     }

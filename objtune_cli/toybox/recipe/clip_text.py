@@ -56,7 +56,7 @@ def parse(caption: str) -> tuple[list[dict[str, int]], int]:
     """
     colours, patterns = list(COLOURS), {w: i for i, w in enumerate(PATTERN_WORDS.values())}
     objects: list[dict[str, int]] = []
-    said: list[int] = []
+    sizes: list[int] = []
     pattern, third, skip = SIZES["pattern"], -1, False
     for word in caption.split():
         if word == "with":
@@ -65,19 +65,19 @@ def parse(caption: str) -> tuple[list[dict[str, int]], int]:
             if skip:
                 third = colours.index(word)
             else:
-                said.append(colours.index(word))
+                sizes.append(colours.index(word))
         elif word in ACCESSORIES[1:] and objects:
             objects[-1] |= {"third": third, "accessory": ACCESSORIES.index(word)}
             skip = False
         elif word in patterns:
             pattern = patterns[word]
         elif word in CLASSES:
-            said = (said + [SIZES["colour"]] * 2)[:2]
+            sizes = (sizes + [SIZES["colour"]] * 2)[:2]
             objects.append({
-                "class": CLASSES.index(word), "colour": said[0], "second": said[1], "pattern": pattern,
+                "class": CLASSES.index(word), "colour": sizes[0], "second": sizes[1], "pattern": pattern,
                 "third": SIZES["third"], "accessory": 0,
             })  # fmt: skip
-            said, pattern, skip = [], SIZES["pattern"], False
+            sizes, pattern, skip = [], SIZES["pattern"], False
     place = next((i for i, b in enumerate(BACKGROUNDS) if any(caption.endswith(p) for p in PLACES[b])), -1)
     return objects, place
 
@@ -134,7 +134,7 @@ def _distract(ids: Tensor, nouns: Tensor, fillers: Tensor, eos: int, g: torch.Ge
     """Insert one meaningless token (a filler or a letter) into a third of the captions."""
     rows, length = ids.shape
     room = ids[:, -2] == eos
-    chosen = room & (torch.rand(rows, generator=g) < 0.33)
+    distracted = room & (torch.rand(rows, generator=g) < 0.33)
     at = 1 + (torch.rand(rows, generator=g) * ((ids != eos).sum(1) - 1)).long()
     word = fillers[torch.randint(len(fillers), (rows,), generator=g)]
     letter = torch.randint(512, (rows,), generator=g)
@@ -143,7 +143,7 @@ def _distract(ids: Tensor, nouns: Tensor, fillers: Tensor, eos: int, g: torch.Ge
     source = torch.where(place > at[:, None], place - 1, place)
     moved = ids.gather(1, source).where(place != at[:, None], word[:, None])
     moved_nouns = nouns.gather(1, source) & (place != at[:, None])
-    return torch.where(chosen[:, None], moved, ids), torch.where(chosen[:, None], moved_nouns, nouns)
+    return torch.where(distracted[:, None], moved, ids), torch.where(distracted[:, None], moved_nouns, nouns)
 
 
 def _losses(network, corpus: Corpus, rows: Tensor, ids: Tensor, nouns: Tensor, g: torch.Generator) -> dict[str, Tensor]:

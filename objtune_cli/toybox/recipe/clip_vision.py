@@ -43,20 +43,20 @@ def normalize(pictures: Tensor) -> Tensor:
     return ((pictures + 1) / 2 - mean) / std
 
 
-def cut_out(pictures: Tensor, masks: Tensor, chosen: Tensor, margin: float = 0.12) -> tuple[Tensor, Tensor]:
+def cut_out(pictures: Tensor, masks: Tensor, selected: Tensor, margin: float = 0.12) -> tuple[Tensor, Tensor]:
     """Replace chosen images with the object alone, enlarged to the whole image, and their masks likewise."""
     size = pictures.shape[-1]
     cover = F.interpolate(masks, size=(size, size), mode="bilinear")
     theta = torch.eye(2, 3).repeat(len(pictures), 1, 1)
-    for row in chosen.nonzero()[:, 0].tolist():
+    for row in selected.nonzero()[:, 0].tolist():
         ys, xs = (cover[row, 0] > 0.3).nonzero().T
         low = torch.stack([xs.min(), ys.min()]) / size * 2 - 1
         high = torch.stack([xs.max(), ys.max()]) / size * 2 - 1
         half = ((high - low).max() / 2) * (1 + margin)
         theta[row] = torch.cat([torch.eye(2) * half, ((low + high) / 2)[:, None]], 1)
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    alone = torch.where(chosen.view(-1, 1, 1, 1), pictures * cover.clamp(0, 1), pictures)
-    both = F.grid_sample(torch.cat([alone, cover], 1), grid, align_corners=False)
+    cutouts = torch.where(selected.view(-1, 1, 1, 1), pictures * cover.clamp(0, 1), pictures)
+    both = F.grid_sample(torch.cat([cutouts, cover], 1), grid, align_corners=False)
     return both[:, :3], F.adaptive_avg_pool2d(both[:, 3:], masks.shape[-1])
 
 
@@ -74,13 +74,13 @@ def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, clip, devi
         rows = sorted(torch.randint(usable, (preset.vision_batch,), generator=g).tolist())
         labels = torch.from_numpy(data.labels[rows]).long()
         lone = labels[:, 1, 0] < 0
-        alone = lone & (torch.rand(len(rows), generator=g) < CUT_OUT)
+        is_cut_out = lone & (torch.rand(len(rows), generator=g) < CUT_OUT)
         pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
         texts = [data.captions[r][k] for r, k in zip(rows, pick, strict=True)]
-        texts = [without_place(t) if a else t for t, a in zip(texts, alone.tolist(), strict=True)]
+        texts = [without_place(t) if a else t for t, a in zip(texts, is_cut_out.tolist(), strict=True)]
         masks = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
-        pictures, masks = cut_out(normalize(to_unit(data.pictures[rows])), masks, alone)
-        labels[alone, 0, LABELS.index("background")] = -1
+        pictures, masks = cut_out(normalize(to_unit(data.pictures[rows])), masks, is_cut_out)
+        labels[is_cut_out, 0, LABELS.index("background")] = -1
         labels[~lone, 0] = torch.where(torch.arange(len(LABELS)) == 1, labels[~lone, 0], -1)
         labels = labels.to(device)
         out = network["tower"](pixel_values=pictures.to(device))
@@ -127,6 +127,6 @@ def _evaluate(clip, network, data: ToyboxDataset) -> None:
     lone = labels[:, 1, 0] < 0
     pooled = network["tower"](pixel_values=x).pooler_output
     for i, name in enumerate(LABELS):
-        told = lone & (labels[:, 0, i] >= 0)
+        has_label = lone & (labels[:, 0, i] >= 0)
         hit = network["heads"][name](pooled).argmax(1) == labels[:, 0, i]
-        print(f"vision: {name} {float(hit[told].float().mean()):.3f}", flush=True)
+        print(f"vision: {name} {float(hit[has_label].float().mean()):.3f}", flush=True)

@@ -54,10 +54,10 @@ def draw_shard(preset: Preset, index: int) -> tuple[np.ndarray, np.ndarray, list
     masks = np.empty((SHARD, 16, 16), np.uint8)
     labels = np.full((SHARD, 2, len(LABELS)), -1, np.int8)
     texts = []
-    for i, (scene, told) in enumerate(scenes(preset.seed, index, preset.world, preset.captions)):
+    for i, (scene, text) in enumerate(scenes(preset.seed, index, preset.world, preset.captions)):
         pictures[i], covers = renderer.render(scene, preset.size)
         masks[i] = cv2.resize(np.maximum.reduce(covers), (16, 16), interpolation=cv2.INTER_AREA)
-        texts.append(told)
+        texts.append(text)
         for slot, (instance, _) in enumerate(scene.objects):
             labels[i, slot] = captions.label(instance, scene.background)
     return pictures, masks, texts, labels

@@ -77,8 +77,8 @@ def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
         )
         np.savez(partial, pictures=pictures, boxes=boxes, labels=labels)
         partial.replace(file)
-    kept = np.load(file)
-    return EvaluatorData(kept["pictures"], kept["boxes"], kept["labels"])
+    arrays = np.load(file)
+    return EvaluatorData(arrays["pictures"], arrays["boxes"], arrays["labels"])
 
 
 def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
@@ -113,8 +113,8 @@ def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
     """Row numbers of a batch: two views of each of some instances of two classes, so that similar instances are in one step."""
     rows = []
     for k in torch.randperm(len(by_class), generator=g)[:2].tolist():
-        chosen = by_class[k][torch.randint(len(by_class[k]), (ROWS // 4,), generator=g).numpy()]
-        for instance in np.unique(chosen):
+        picked = by_class[k][torch.randint(len(by_class[k]), (ROWS // 4,), generator=g).numpy()]
+        for instance in np.unique(picked):
             a, b = torch.randperm(VIEWS, generator=g)[:2].tolist()
             rows += [instance * VIEWS + a, instance * VIEWS + b]
     return np.array(rows)
@@ -139,7 +139,7 @@ def degrade(x: Tensor, g: torch.Generator) -> Tensor:
 
 def _finder_losses(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor, device: str) -> dict[str, Tensor]:
     """Losses of the finder: focal loss of centres, L1 of boxes at the centres, cross-entropy of the background."""
-    found, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area").to(device))
+    heatmap, ground = network.finder(F.interpolate(x, size=(FRAME, FRAME), mode="area").to(device))
     row, slot = (labels[:, :, 0] >= 0).nonzero().T
     own = boxes[row, slot]
     centre, size = (own[:, :2] + own[:, 2:]) / 2 * GRID, own[:, 2:] - own[:, :2]
@@ -154,10 +154,10 @@ def _finder_losses(network: Evaluator, x: Tensor, boxes: Tensor, labels: Tensor,
         heat[r] = torch.maximum(heat[r], bumps[i])
     heat[row, cell[:, 1], cell[:, 0]] = 1.0
     heat = heat.to(device)
-    at = found[row.to(device), 1:, cell[:, 1].to(device), cell[:, 0].to(device)]
+    at = heatmap[row.to(device), 1:, cell[:, 1].to(device), cell[:, 0].to(device)]
     aim = torch.cat([centre - cell - 0.5, size.log()], 1).to(device)
     return {
-        "centre": focal_loss(found[:, 0], heat) / len(row),
+        "centre": focal_loss(heatmap[:, 0], heat) / len(row),
         "box": (at - aim).abs().mean(),
         "background": 0.3 * F.cross_entropy(ground, labels[:, 0, 1].to(device)),
     }
@@ -200,26 +200,29 @@ def evaluate(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
         world.sample_scene(rng, preset.world, instances=(world.sample_instance(rng, preset.world, held_out=True),))
         for _ in range(600)
     ]
-    drawn = [renderer.render(s, preset.size) for s in scenes]
-    seen = inference.read_images(network, np.stack([picture for picture, _ in drawn]), most=1)
+    renders = [renderer.render(s, preset.size) for s in scenes]
+    readings = inference.read_images(network, np.stack([picture for picture, _ in renders]), most=1)
     figures: dict[str, float] = {}
     for name in ATTRIBUTES:
-        asked = [
+        patterns = [
             (r.main.label(name), getattr(s.objects[0][0], _FIELD.get(name, name)))
-            for r, s in zip(seen, scenes, strict=True)
+            for r, s in zip(readings, scenes, strict=True)
         ]
-        told = [
+        answers = [
             a == b
-            for (a, b), s in zip(asked, scenes, strict=True)
+            for (a, b), s in zip(patterns, scenes, strict=True)
             if name != "third" or s.objects[0][0].accessory != "none"
         ]
-        figures[name] = float(np.mean(told))
+        figures[name] = float(np.mean(answers))
     figures["background"] = float(
         np.mean(
-            [world.BACKGROUNDS[int(r.background.argmax())] == s.background for r, s in zip(seen, scenes, strict=True)]
+            [
+                world.BACKGROUNDS[int(r.background.argmax())] == s.background
+                for r, s in zip(readings, scenes, strict=True)
+            ]
         )
     )
-    boxes = [inference.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(seen, drawn, strict=True)]
+    boxes = [inference.overlap(r.main.box, box_of(masks[0])) for r, (_, masks) in zip(readings, renders, strict=True)]
     figures |= {"box_iou": float(np.mean(boxes)), "found": float(np.mean([b > 0.5 for b in boxes]))}
     pairs = [
         world.sample_scene(

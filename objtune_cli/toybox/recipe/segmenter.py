@@ -37,8 +37,8 @@ def sample_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[
         objects.append(
             (world.sample_instance(rng, FULL), Pose(x, y, extent, float(rng.normal(0, 0.15)), bool(rng.random() < 0.5)))
         )
-    found = Scene(tuple(objects), str(rng.choice(FULL.backgrounds)), int(rng.integers(1 << 31)))
-    return renderer.render(found, size)
+    scene = Scene(tuple(objects), str(rng.choice(FULL.backgrounds)), int(rng.integers(1 << 31)))
+    return renderer.render(scene, size)
 
 
 def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,18 +125,18 @@ def sample_batch(rng: np.random.Generator, count: int, size: int) -> dict[str, T
     rough masks (B, K, 1, S/2, S/2) and what those mean.
     """
     n = int(rng.choice([1, 1, 1, 2, 3]))
-    found: dict[str, list] = {k: [] for k in ("rgb", "points", "signs", "pointed", "boxes", "rough", "boxed")}
+    arrays: dict[str, list] = {k: [] for k in ("rgb", "points", "signs", "pointed", "boxes", "rough", "boxed")}
     for _ in range(count):
         rgb, cover = sample_picture(rng, size)
         rows = [_sample_points(cover, n, rng) for _ in range(HINTS)]
-        chosen = [cover[int(rng.integers(len(cover)))] for _ in range(HINTS)]
-        found["rgb"].append(rgb.transpose(2, 0, 1))
+        targets = [cover[int(rng.integers(len(cover)))] for _ in range(HINTS)]
+        arrays["rgb"].append(rgb.transpose(2, 0, 1))
         for name, column in zip(("points", "signs", "pointed"), zip(*rows, strict=True), strict=True):
-            found[name].append(np.stack(column))
-        found["boxes"].append(np.array([box_of(m, rng) for m in chosen]))
-        found["rough"].append(np.stack([distort_mask(m, rng, size // 2)[None] for m in chosen]))
-        found["boxed"].append(np.stack(chosen))
-    return {name: torch.from_numpy(np.stack(values)).float() for name, values in found.items()}
+            arrays[name].append(np.stack(column))
+        arrays["boxes"].append(np.array([box_of(m, rng) for m in targets]))
+        arrays["rough"].append(np.stack([distort_mask(m, rng, size // 2)[None] for m in targets]))
+        arrays["boxed"].append(np.stack(targets))
+    return {name: torch.from_numpy(np.stack(values)).float() for name, values in arrays.items()}
 
 
 def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,9 +147,9 @@ def _sample_points(cover: np.ndarray, n: int, rng: np.random.Generator) -> tuple
         target = behind
     points, signs = [sample_point(target, rng)], [1]
     for _ in range(n - 1):
-        beside = cv2.dilate((target > 0.5).astype(np.uint8), np.ones((17, 17), np.uint8)) - (target > 0.1)
-        negative = rng.random() < 0.5 and (beside > 0).sum() > 30
-        points.append(sample_point(beside.astype(np.float32) if negative else target, rng))
+        border = cv2.dilate((target > 0.5).astype(np.uint8), np.ones((17, 17), np.uint8)) - (target > 0.1)
+        negative = rng.random() < 0.5 and (border > 0).sum() > 30
+        points.append(sample_point(border.astype(np.float32) if negative else target, rng))
         signs.append(0 if negative else 1)
     return np.array(points), np.array(signs), target
 
@@ -163,32 +163,32 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
         rng = np.random.default_rng((preset.seed, step))
-        given = {k: v.to(device) for k, v in sample_batch(rng, preset.segmenter_batch, dims.side).items()}
+        inputs = {k: v.to(device) for k, v in sample_batch(rng, preset.segmenter_batch, dims.side).items()}
         way = rng.random()
         with torch.autocast(device, torch.bfloat16):
-            seen = network.image_encoder((given["rgb"] - network.pixel_mean) / network.pixel_std)
-            pointed = decode_masks(network, seen, points=(given["points"], given["signs"]))
+            features = network.image_encoder((inputs["rgb"] - network.pixel_mean) / network.pixel_std)
+            pointed = decode_masks(network, features, points=(inputs["points"], inputs["signs"]))
             if way < 0.25:
-                boxed = decode_masks(network, seen, masks=given["rough"])
+                boxed = decode_masks(network, features, masks=inputs["rough"])
             elif way < 0.4:
                 boxed = decode_masks(
                     network,
-                    seen,
-                    boxes=given["boxes"],
-                    points=(given["points"], given["signs"]),
-                    meant=given["boxed"],
-                    also=given["pointed"],
+                    features,
+                    boxes=inputs["boxes"],
+                    points=(inputs["points"], inputs["signs"]),
+                    meant=inputs["boxed"],
+                    also=inputs["pointed"],
                 )
             else:
-                boxed = decode_masks(network, seen, boxes=given["boxes"])
-        several = given["points"].shape[2] == 1
-        return _terms("point", *pointed, given["pointed"], several) | _terms("box", *boxed, given["boxed"], False)
+                boxed = decode_masks(network, features, boxes=inputs["boxes"])
+        several = inputs["points"].shape[2] == 1
+        return _terms("point", *pointed, inputs["pointed"], several) | _terms("box", *boxed, inputs["boxed"], False)
 
     return fit("segmenter", network, losses, plan, work, device=device)
 
 
 def decode_masks(
-    network: Any, seen: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None
+    network: Any, features: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, K, 4, S/2, S/2) and predicted IoU (B, K, 4) of K hints for each of B pictures.
 
@@ -204,9 +204,9 @@ def decode_masks(
         points = (flat(coords), flat(signs))
     sparse, dense = network.prompt_encoder(points=points, boxes=flat(boxes), masks=flat(masks))
     # The decoder takes one picture for all hints and adds the dense prompt to it: here every row's picture comes with its prompt.
-    each = seen.repeat_interleave(rows[1], dim=0)
+    each = features.repeat_interleave(rows[1], dim=0)
     masks, quality = network.mask_decoder.predict_masks(
-        torch.zeros_like(seen[:1]), network.prompt_encoder.get_dense_pe(), sparse, dense + each
+        torch.zeros_like(features[:1]), network.prompt_encoder.get_dense_pe(), sparse, dense + each
     )
     return masks.unflatten(0, rows), quality.unflatten(0, rows)
 
@@ -219,8 +219,8 @@ def _terms(name: str, logits: Tensor, quality: Tensor, target: Tensor, several: 
     answers = logits.float() if several else logits[:, :, :1].float()
     aim = F.adaptive_avg_pool2d(target, (answers.shape[-2], answers.shape[-1]))[:, :, None].expand_as(answers)
     wrong = F.binary_cross_entropy_with_logits(answers, aim, reduction="none").mean((-2, -1))
-    said = answers.sigmoid()
-    dice = 1 - (2 * (said * aim).sum((-2, -1)) + 1) / (said.sum((-2, -1)) + aim.sum((-2, -1)) + 1)
+    probabilities = answers.sigmoid()
+    dice = 1 - (2 * (probabilities * aim).sum((-2, -1)) + 1) / (probabilities.sum((-2, -1)) + aim.sum((-2, -1)) + 1)
     with torch.no_grad():
         hit, true = answers > 0, aim > 0.5
         iou = (hit & true).sum((-2, -1)) / (hit | true).sum((-2, -1)).clamp_min(1)
@@ -232,8 +232,10 @@ def _terms(name: str, logits: Tensor, quality: Tensor, target: Tensor, several: 
 def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
     """Half-precision weights and the sizes, as `segmentation.sam` opens them."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {k: v.half().contiguous() for k, v in network.state_dict().items() if k not in ("pixel_mean", "pixel_std")}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {
+        k: v.half().contiguous() for k, v in network.state_dict().items() if k not in ("pixel_mean", "pixel_std")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     record = {
         "name": "toybox-sam",
@@ -248,25 +250,29 @@ def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
 @torch.no_grad()
 def evaluate(network: Any, preset: Preset, count: int = 100) -> dict[str, float]:
     """Mean IoU of one point and of a box on new toybox scenes and shapes."""
-    found: dict[str, list[float]] = {}
+    ious: dict[str, list[float]] = {}
     size = sam_models.Dims().side
     for i in range(count):
         rng = np.random.default_rng((preset.seed + 1, i))
         kind = "scene" if i % 2 else "shapes"
         rgb, masks = sample_scene(rng, size) if i % 2 else random_shapes.sample_picture(rng, size)
         masks = [m.astype(np.float32) / 255 for m in masks if (m > 127).sum() >= 30]
-        seen = network.image_encoder(
+        features = network.image_encoder(
             (torch.from_numpy(rgb.transpose(2, 0, 1).copy()).float()[None] - network.pixel_mean) / network.pixel_std
         )
         for mask in masks:
             point = torch.tensor([[[list(sample_point(mask, rng))]]]), torch.ones(1, 1, 1)
             box = torch.tensor([[box_of(mask)]])
             for hint, out in (
-                ("point", decode_masks(network, seen, points=point)),
-                ("box", decode_masks(network, seen, boxes=box)),
+                ("point", decode_masks(network, features, points=point)),
+                ("box", decode_masks(network, features, boxes=box)),
             ):
                 best = int(out[1][0, 0, 1:].argmax()) + 1 if hint == "point" else 0
-                said = F.interpolate(out[0][:, 0, best : best + 1], (size, size), mode="bilinear")[0, 0].numpy() > 0
+                predicted = (
+                    F.interpolate(out[0][:, 0, best : best + 1], (size, size), mode="bilinear")[0, 0].numpy() > 0
+                )
                 true = mask > 0.5
-                found.setdefault(f"{kind} {hint}", []).append(float((said & true).sum() / max(1, (said | true).sum())))
-    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+                ious.setdefault(f"{kind} {hint}", []).append(
+                    float((predicted & true).sum() / max(1, (predicted | true).sum()))
+                )
+    return {name: float(np.mean(values)) for name, values in sorted(ious.items())}

@@ -80,12 +80,12 @@ def fit(
         _advance(plan, step, terms, params, optimizer, average)
         step += 1
         for name, value in terms.items():
-            seen = float(value.detach())
-            recent[name] = 0.98 * recent.get(name, seen) + 0.02 * seen
+            number = float(value.detach())
+            recent[name] = 0.98 * recent.get(name, number) + 0.02 * number
         if step % 100 == 0:
             pace = (time.monotonic() - started) / (step - first)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in recent.items())
-            print(f"{part} {step}/{plan.steps}  {shown}  {pace:.3f} s/step", flush=True)
+            summary = "  ".join(f"{name} {value:.4f}" for name, value in recent.items())
+            print(f"{part} {step}/{plan.steps}  {summary}  {pace:.3f} s/step", flush=True)
         if time.monotonic() - saved > plan.save_every or step == plan.steps:
             _save(state_file, network, params, optimizer, average, step)
             saved = time.monotonic()
