@@ -6,22 +6,22 @@ from types import MappingProxyType
 from typing import Any
 
 SAME: Mapping[Any, Any] = MappingProxyType({})
-"""No value changed."""
+"""For settings whose values did not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """What became of a former setting.
+    """The present form of a former setting.
 
     Attributes:
-        key: Its key today, `section.name`. values: Former values to those of today; a value that is not listed stays as it is.
+        key: Its present key, `section.name`. values: Former values to present ones; other values stay.
     """
 
     key: str
     values: Mapping[Any, Any] = field(default_factory=lambda: SAME)
 
     def value(self, former: Any) -> Any:
-        """The value of today for a former one."""
+        """The present value for a former one."""
         return self.values.get(former, former) if isinstance(former, str | int) else former
 
 
@@ -119,19 +119,19 @@ RENAMED: dict[str, Renamed] = {
     "bench.clip": Renamed("bench.clip_model"),
     "bench.dino": Renamed("bench.dino_model"),
 }
-"""Former key to today's; a key that stands for itself changed only in its values."""
+"""Former key to present setting; a key that maps to itself changed only in its values."""
 
 _OF_KIND = {"mask": "segment", "embedding": "init-embedding", "prior": "prior", "scene": "generate"}
-"""Section of the settings in the record of each kind; an adapter's are those of `train` or of `merge`."""
+"""Section of the settings in records, by kind of artifact; an adapter has those of `train` or `merge`."""
 
 
 def join(section: str, name: str) -> str:
-    """The key of a setting; those of no section are named alone."""
+    """The key of a setting; settings without a section have only their name."""
     return f"{section}.{name}" if section else name
 
 
 def current(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of one section under their names of today; whatever the table does not list stays as it is."""
+    """The settings of one section under their present names; settings that were not renamed stay."""
     present: dict[str, Any] = {}
     for name, value in values.items():
         renamed = RENAMED.get(join(section, name))
@@ -140,7 +140,7 @@ def current(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def former(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `current`: what was measured under former names is found by them."""
+    """The inverse of `current`, to find results that were measured under former names."""
     named = {renamed.key: (key, renamed) for key, renamed in RENAMED.items()}
     restored: dict[str, Any] = {}
     for name, value in values.items():
@@ -155,9 +155,10 @@ def former(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in an artifact's record under their names of today.
+    """The settings in an artifact's record under their present names.
 
-    A composed scene, known by its `places`, holds the settings of `generate` and of `compose`; of an object guidance in both, `compose`'s was kept.
+    A composed scene, which has `places`, has the settings of `generate` and `compose`. If both had object guidance, that of
+    `compose` was stored.
     """
     if kind == "adapter":
         return current("merge" if "weights" in config else "train", config)
@@ -166,25 +167,25 @@ def of_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in config.items() if name not in own}
         return current("generate", rest) | current("compose", own)
     settings = current(_OF_KIND.get(kind, ""), config)
-    if kind == "embedding" and "tower" in settings:  # a CLIP model that is not the base's own
+    if kind == "embedding" and "tower" in settings:  # a CLIP model other than the base's own
         settings["clip_model"] = settings.pop("tower")
     return settings
 
 
-def today(key: str) -> str:
-    """The key of today for a key of today or before."""
+def present_key(key: str) -> str:
+    """The present key for a present or former key."""
     return RENAMED[key].key if key in RENAMED else key
 
 
 def current_text(text: str) -> str:
-    """`section.name=value` under its name of today."""
+    """`section.name=value` with present name and value."""
     key, equals, value = text.partition("=")
     renamed = RENAMED.get(key.strip())
     return f"{renamed.key}{equals}{as_text(renamed.value(value))}" if renamed else text
 
 
 def former_text(text: str) -> str:
-    """The reverse of `current_text`."""
+    """The inverse of `current_text`."""
     key, equals, value = text.partition("=")
     for old, renamed in RENAMED.items():
         if renamed.key == key:
@@ -194,5 +195,5 @@ def former_text(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value as it is written behind `--set section.name=`."""
+    """A value as in `--set section.name=VALUE`."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -56,21 +56,21 @@ def read_subjects(folder: Path, count: int | None, photo_name: str, live: tuple[
     """Read the first `count` subjects of the table, or all, and decode each of their photos once.
 
     Args:
-        chosen: Name of the photo to train on, with or without suffix; "" for the first by name.
+        photo_name: Name of the photo to train on, with or without suffix; "" for the first by name.
         live: Classes of live subjects.
 
     Raises:
         InputError: The folder has another layout, or a photo is unusable; names the file.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder", ADVICE)
+        raise InputError(f"{folder} is not a folder", ADVICE)
     classes, prompts = _read_listing(folder / LISTING)
     strays = [
         p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in classes
     ]
     if strays:
         raise InputError(
-            f"{folder / LISTING} names no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
+            f"{folder / LISTING} has no class for {strays[0]}", f"add the line `{strays[0]},WORD` to its table"
         )
     subjects = [
         _read_subject(folder, name, kind, prompts, photo_name, live) for name, kind in list(classes.items())[:count]
@@ -89,7 +89,7 @@ def _read_subject(
     place = folder / name
     here = sorted(p for p in place.iterdir() if _is_photo(p)) if place.is_dir() else []
     if not here:
-        raise InputError(f"{place} holds no photo", f"put its photos there, or take {name} out of {folder / LISTING}")
+        raise InputError(f"{place} has no photo", f"put its photos there, or remove {name} from {folder / LISTING}")
     learned = next((p for p in here if not photo_name or photo_name in (p.name, p.stem)), None)
     if learned is None:
         raise InputError(f"{place} has no photo {photo_name}", f"it has {', '.join(p.name for p in here)}")
@@ -134,15 +134,14 @@ def _read_listing(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         elif part in prompts and (match := _PROMPT.fullmatch(line)):
             if TOKEN_AND_CLASS not in match["text"]:
                 raise InputError(
-                    f"{file}, line {number}: no `{TOKEN_AND_CLASS}` in the prompt", "token and class word stand there"
+                    f"{file}, line {number}: no `{TOKEN_AND_CLASS}` in the prompt",
+                    "every prompt contains token and class word",
                 )
             prompts[part].append(clean_prompt(match["text"], f"the prompt in {file}, line {number},"))
     if not classes:
-        raise InputError(f"{file} names no subject and class", "below `Classes` a line for each: `dog2,dog`")
+        raise InputError(f"{file} has no subject and class", "write a line such as `dog2,dog` for each below `Classes`")
     if not any(prompts.values()):
-        raise InputError(
-            f"{file} holds no prompt", "below `Object Prompts` a line for each: `'a {0} {1} in the jungle'`"
-        )
+        raise InputError(f"{file} has no prompt", "below `Object Prompts` a line for each: `'a {0} {1} in the jungle'`")
     return classes, prompts
 
 
@@ -158,7 +157,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or 'not a regular file'}", ADVICE) from None
     except UnicodeDecodeError:
-        raise InputError(f"{file} is no text in UTF-8", ADVICE) from None
+        raise InputError(f"{file} is not UTF-8 text", ADVICE) from None
 
 
 def _check_subject_name(name: str, where: str) -> str:

@@ -204,7 +204,7 @@ def _with_changes(name: str, *changes: str) -> Method:
     settings = Settings(Path(os.devnull), {}, changes)
     parts = {**method.training_settings(), "generate": dict(method.sampling)}
     for change in changes:
-        section, _, key = renamed_settings.today(change.partition("=")[0].strip()).partition(".")
+        section, _, key = renamed_settings.present_key(change.partition("=")[0].strip()).partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):
             raise UsageError(
                 f"{change} is no setting of a method",

@@ -50,7 +50,7 @@ class ResultCache:
 
         Args:
             key: Digest of everything that the result depends on.
-            measured: Measures the method.
+            measure: Measures the method.
             about: Further values for the result's row.
         """
         file = self.out / "results" / name / f"{case}.json"
@@ -65,7 +65,7 @@ class ResultCache:
             except ObjtuneError as failed:
                 if failed.code != GateError.code or getattr(
                     failed, "of_base", False
-                ):  # no method can draw with such a base
+                ):  # no method works with such a base
                     raise
                 values, images = {}, None  # it diverged: that is a result too
                 self.report.note("; ".join(filter(None, (failed.message, failed.hint))))

@@ -1,4 +1,4 @@
-"""`train --num-processes N`: the same command line in N processes of this machine, each told its number as torch's launcher tells it."""
+"""`train --num-processes N`: run the command line in N processes of this machine, with the environment of torch's launcher."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from objtune_cli.errors import UsageError
 
 OPTION = "--num-processes"
 GRACE = 20.0
-"""Seconds in which the first process ends by itself once another one has failed: it says what is wrong."""
+"""Seconds that the first process has to report the error and end after another one failed."""
 
 
 def requested_processes(argv: list[str]) -> int:
-    """How many processes a command line asks for; 0 where it asks for none, or is in one of them already.
+    """The number of processes in a command line; 0 without the option, and inside such a process.
 
     Raises:
-        UsageError: No whole number, or none at all.
+        UsageError: The value is not a whole number above 0.
     """
     positions = [i for i, word in enumerate(argv) if word.partition("=")[0] == OPTION]
     if not positions or os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
@@ -35,7 +35,7 @@ def requested_processes(argv: list[str]) -> int:
 
 
 def accelerate_cpu_single_process() -> bool:
-    """Whether `accelerate launch --cpu` was asked for several processes: it starts one, and tells it no number."""
+    """Whether `accelerate launch --cpu` should start several processes; it starts one, without a rank."""
     return (
         os.environ.get("ACCELERATE_USE_CPU") == "True"
         and "MASTER_ADDR" in os.environ
@@ -44,7 +44,7 @@ def accelerate_cpu_single_process() -> bool:
 
 
 def run(argv: list[str], count: int) -> int:
-    """Start them and wait; the first one's exit code, or that of another one that failed alone. Signals go to all."""
+    """Run the processes and return the exit code of the first, or of another that failed; signals are passed to all."""
     stop = StopFlag()
     stop.install()
     with _start_processes(argv, count) as (running, logs):
@@ -60,7 +60,7 @@ def run(argv: list[str], count: int) -> int:
                 for child in running:
                     child.terminate()
             time.sleep(0.05)
-        if running[0].returncode <= 0:  # the first one had nothing to say: what did the others?
+        if running[0].returncode <= 0:  # without an error of the first, show those of the others
             sys.stderr.write(
                 "".join(_text(file) for child, file in zip(running[1:], logs, strict=True) if child.returncode > 0)
             )
@@ -70,12 +70,12 @@ def run(argv: list[str], count: int) -> int:
 
 @contextlib.contextmanager
 def _start_processes(argv: list[str], count: int) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[IO[bytes]]]]:
-    """The processes, and where all but the first one speak to; what is left of them is ended."""
+    """Start the processes, and yield them and the logs of all but the first; afterwards end those that still run."""
     from torch import distributed
 
     store: Any = distributed.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # they meet there, on a port that is free
+    )  # a free port, on which they connect
     threads = str(max(1, (os.cpu_count() or 1) // count))
     shared = {"OMP_NUM_THREADS": threads} | os.environ | {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -107,5 +107,5 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _code(code: int) -> int:
-    """As a shell has it: a process that a signal ended is 128 and the signal's number."""
+    """The exit code as in a shell: 128 plus the number of the signal that ended a process."""
     return 128 - code if code < 0 else code

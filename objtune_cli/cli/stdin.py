@@ -1,4 +1,4 @@
-"""What a command is given to work on, refs or prompts: arguments, or the lines of stdin where one is `-`."""
+"""Reads refs or prompts from arguments; `-` stands for the lines of stdin."""
 
 import io
 import sys
@@ -8,14 +8,14 @@ from objtune_cli.cli.runner import require
 from objtune_cli.config import toml_files
 
 STDIN = "-"
-"""The argument that stands for stdin."""
+"""The argument for stdin."""
 
 
 def read_lines() -> Iterator[tuple[int, str]]:
-    """The lines of stdin that are not empty, with their numbers; in any Unicode encoding, with or without a byte order mark.
+    """The lines of stdin that are not empty, with their numbers, in any Unicode encoding.
 
     Raises:
-        InputError: They are in another encoding.
+        InputError: The encoding is unknown.
     """
     binary = getattr(sys.stdin, "buffer", None)
     text = toml_files.decode(binary.read(), "stdin") if binary else sys.stdin.read()
@@ -25,10 +25,10 @@ def read_lines() -> Iterator[tuple[int, str]]:
 
 
 def read_refs(values: list[str] | None) -> list[str]:
-    """Arguments, with `-` replaced by the lines of stdin.
+    """Read refs from arguments, with `-` replaced by the lines of stdin.
 
     Raises:
-        UsageError: Nothing was given.
+        UsageError: There are none.
     """
     refs: list[str] = []
     for value in values or [STDIN]:
@@ -45,10 +45,10 @@ def read_refs(values: list[str] | None) -> list[str]:
 
 
 def read_prompts(values: list[str]) -> list[str]:
-    """Arguments, with `-` replaced by the lines of stdin; empty lines are none.
+    """Read prompts from arguments, with `-` replaced by the lines of stdin that are not empty.
 
     Raises:
-        UsageError: Nothing was given. InputError: a line is no text.
+        UsageError: There are none. InputError: A line is not text.
     """
     from objtune_cli.workflow.prompt_text import clean_prompt
 

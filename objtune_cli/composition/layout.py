@@ -61,12 +61,13 @@ def parse_place(text: str) -> tuple[str, Box]:
         box = ()
     if not name or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise UsageError(
-            f"{text!r} is no place",
-            f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the picture",
+            f"{text!r} is not a place",
+            f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the image",
         )
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
         raise UsageError(
-            f"{text!r} is too small a place", f"at least {MIN_SIDE:g} wide and high, in fractions of the picture"
+            f"{text!r} is too small for a place",
+            f"places are at least {MIN_SIDE:g} wide and high, in fractions of the image",
         )
     return name, (box[0], box[1], box[2], box[3])
 
@@ -84,7 +85,7 @@ def parse_places(texts: Sequence[str]) -> dict[str, list[Box]]:
 
 
 def read_file(file: Path) -> dict[str, list[Box]]:
-    """Read places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, or a list of such for an object that the prompt names more than once.
+    """Read places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, or a list of these for an object that the prompt names more than once.
 
     Raises:
         InputError: The file cannot be read, or a value has another type.
@@ -94,7 +95,7 @@ def read_file(file: Path) -> dict[str, list[Box]]:
     try:
         table = toml_files.read(file, form)
     except FileNotFoundError:
-        raise InputError(f"{file} is no readable layout: there is no such file", form) from None
+        raise InputError(f"{file} does not exist", form) from None
     for name, where in table.items():
         if not isinstance(where, str | list):
             raise InputError(f"{name} in {file} is {where!r}", form)

@@ -73,11 +73,11 @@ def propose(
     aspect_ratios: Mapping[str, float],
     extent: tuple[float, float] | None = None,
 ) -> Layout:
-    """Boxes for all objects: those of `placed`, and for the others the ones that the prompt describes, else side by side.
+    """Boxes for all objects: those of `user_boxes`, and for the others the ones that the prompt describes, else side by side.
 
     Args:
         names: In the order of mention.
-        placed: Boxes that the user chose.
+        user_boxes: Boxes that the user chose.
         aspect_ratios: Width over height of the objects where it is known.
         extent: Width and height of the image over the base's own side, if the user chose a size; else the image is as large as the objects need.
     """

@@ -16,7 +16,7 @@ def name_mentions(
     """Give every mention of an object a name of its own: `<dog> and <dog>` becomes `<dog> and <dog-2>`.
 
     Args:
-        taken: Names of other objects, which no mention gets.
+        used_names: Names of other objects, which no mention gets.
 
     Returns:
         The prompt with the names, without versions; and an object for every mention.

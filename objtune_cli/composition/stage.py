@@ -50,34 +50,52 @@ def run(
         output_files.check_folder(out)
     request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
     named = _require_objects(request, prompt)
+    is_sized = bool(config.width or config.height)
+    scene = _build_scene(ctx, request, named, places, config, how, is_sized)
+    generate.note_guidance(ctx, scene.config)
+    record = _make_record(ctx, scene, named, request.negative_objects(0), is_sized)
+    result = generate.reuse_scene(ctx, record, scene.config, scene.prompt, decode_scene)
+    if result:
+        presence_report.report_presence(ctx, result.metrics, scene.options)
+    else:
+        result = _compose_scene(ctx, record, scene)
+    return generate.copy_images([result], out)
+
+
+def _build_scene(
+    ctx: StageContext,
+    request: prompt_request.PromptRequest,
+    named: list[trained_objects.PromptObject],
+    places: Mapping[str, Sequence[Box]],
+    config: Generate,
+    how: Compose,
+    is_sized: bool,
+) -> Scene:
+    """Name the mentions of the objects, lay them out, and fix the settings; arguments and errors are those of `run`.
+
+    Args:
+        named: The objects that the prompt names, each once.
+        is_sized: Whether the user chose the image's size.
+    """
     prompt = request.prompts[0]
     text, objects = mentions.name_mentions(prompt, named, {o.name for o in request.objects})
     if len(objects) > MAX_OBJECTS:
         raise InputError(
-            f"the prompt names {len(objects)} objects; a scene has room for {MAX_OBJECTS}",
-            "name fewer, in several scenes",
+            f"the prompt names {len(objects)} objects; a scene has at most {MAX_OBJECTS}",
+            "split them over several scenes",
         )
     user_boxes = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
     layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
-    is_sized = bool(config.width or config.height)
     config = generate.fill_defaults(ctx, config)
     scene_layout = _arrange(ctx, text, objects, user_boxes, config if is_sized else None)
-    scene = Scene(
+    return Scene(
         prompt,
         replace(request, prompts=[text], named=[objects]),
         scene_layout,
         _sampling_config(config, request.negative),
         _fill_defaults(ctx, how),
     )
-    generate.note_guidance(ctx, scene.config)
-    record = _make_record(ctx, scene, named, request.negative_objects(0), is_sized)
-    result = generate.reuse_scene(ctx, record, scene.config, prompt, decode_scene)
-    if result:
-        presence_report.report_presence(ctx, result.metrics, scene.options)
-    else:
-        result = _compose_scene(ctx, record, scene)
-    return generate.copy_images([result], out)
 
 
 def _require_objects(request: prompt_request.PromptRequest, prompt: str) -> list[trained_objects.PromptObject]:
@@ -116,19 +134,22 @@ def _arrange(
     free = [name for name in names if name not in user_boxes]
     if free:
         boxes = ", ".join(f"{name}={','.join(f'{v:.2f}' for v in scene_layout.boxes[name])}" for name in free)
-        ctx.report.note(f"placed by us: {boxes}")
+        ctx.report.note(f"placed by default: {boxes}")
     return scene_layout
 
 
 def _fill_defaults(ctx: StageContext, how: Compose) -> Compose:
-    """The settings with the base's own values; without refinement, the settings of refinement are set to one value so that they make no other scene."""
+    """The settings with the base's own values.
+
+    Without refinement its settings get fixed values, because they do not change the scene.
+    """
     if not how.refine_strength:
         return replace(how, paste="box", refine_autoguidance_scale=0.0)
     return replace(how, refine_autoguidance_scale=ctx.base.autoguidance_scale(how.refine_autoguidance_scale))
 
 
 def _sampling_config(config: Generate, negative_prompt: str) -> Generate:
-    """The settings of sampling without those that regions cannot use: a scene is sampled with and without prompt at every level."""
+    """The settings of sampling without those that regions do not support; a scene needs the half without prompt at every level."""
     return replace(
         config,
         negative_prompt=negative_prompt,

@@ -1,4 +1,4 @@
-"""The layers that a setting comes from: flag > `--set section.key=value` > `OBJTUNE_…` variable > objtune.toml > default."""
+"""Resolves settings from their sources: flag > `--set section.key=value` > `OBJTUNE_…` variable > objtune.toml > default."""
 
 import math
 import os
@@ -19,41 +19,41 @@ _BOOLS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "o
 
 BASE_KEYS = {"base.vae": "vae", "base.prediction_type": "prediction_type", "base.prediction": "prediction", "base.clip_model": "clip_model",
              "base.tower": "tower", "base.strict": "strict_base"}  # fmt: skip
-"""Settings of the base that `--set` also takes under these names."""
+"""Other names under which `--set` accepts settings of the base."""
 
 SAME_NAME = {key for key, renamed in renamed_settings.RENAMED.items() if renamed.key == key}
-"""Settings of which only values have former names."""
+"""Settings of which only values were renamed."""
 
 MAX_LIST_LENGTH = 160
-"""Most characters of a list of known keys in a hint; of a longer list the hint names similar keys."""
+"""Maximum length of a list of known keys in a hint; for longer lists the hint names similar keys."""
 MAX_SIMILAR = 4
-"""Most similar keys that the hint for an unknown key names."""
+"""Maximum number of similar keys in the hint for an unknown key."""
 ALL_SETTINGS = "all known keys are in docs/reference/settings.md"
 
 T = TypeVar("T")
 
 
 class Settings:
-    """The layers of one run: reads objtune.toml and the environment once, checks every key.
+    """The settings of one run: reads objtune.toml and the environment once, and checks every key.
 
     Attributes:
-        notes: One line for each former name that was used, with today's name.
+        notes: One line for each former name in use, with the present name.
     """
 
     def __init__(self, file: Path, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> None:
         self.file = file
         self.notes: list[str] = []
         self.table = self._table(_read(file))
-        self.given = dict(self._today(*_pair(text), "--set") for text in flags)
+        self.given = dict(self._rename(*_pair(text), "--set") for text in flags)
         env = os.environ if environment is None else environment
         self.env = self._variables({k: v for k, v in env.items() if k.startswith(PREFIX)})
         self._check_keys()
 
     def resolve(self, section: type[T], **flags: Any) -> T:
-        """A section's dataclass with every layer applied; a flag of None was not given.
+        """Resolve a section; flags of None are ignored.
 
         Raises:
-            UsageError: A value of the wrong type or out of range; names the place it came from.
+            UsageError: A value has the wrong type or is out of range; names its source.
         """
         name = next((n for n, c in SECTIONS.items() if c is section), "")
         table = self.table.get(name, {}) if name else self.table
@@ -79,8 +79,8 @@ class Settings:
                 values[item.name] = _located(item, _checked(item, value, where), where)
         return section(**values)
 
-    def _today(self, key: str, value: Any, where: str) -> tuple[str, Any]:
-        """A setting under its name of today; a former name is noted."""
+    def _rename(self, key: str, value: Any, where: str) -> tuple[str, Any]:
+        """A setting under its present name; a former name adds a note."""
         renamed = renamed_settings.RENAMED.get(key)
         if renamed is None:
             return key, value
@@ -95,30 +95,30 @@ class Settings:
         return renamed.key, new
 
     def _table(self, table: dict[str, Any], section: str = "") -> dict[str, Any]:
-        """objtune.toml, or a section of it, with today's names.
+        """The table of objtune.toml, or a section of it, with present names.
 
         Raises:
-            UsageError: A setting stands there under both of its names.
+            UsageError: A setting has both its former and its present name.
         """
         values: dict[str, Any] = {}
         for name, value in table.items():
             if not section and name in SECTIONS and isinstance(value, dict):
                 values[name] = self._table(value, name)
                 continue
-            key, today = self._today(renamed_settings.join(section, name), value, self.file.name)
+            key, renamed = self._rename(renamed_settings.join(section, name), value, self.file.name)
             new = key.rpartition(".")[2] if section else key
             if new in values or (new != name and new in table):
                 raise UsageError(f"{self.file.name} sets {key} twice, once as {name}", f"keep {new} alone")
-            values[new] = today
+            values[new] = renamed
         return values
 
     def _variables(self, env: Mapping[str, str]) -> dict[str, Any]:
-        """The environment with today's names; of two names of a setting, today's counts."""
+        """The environment with present names; the present name of a setting takes precedence over its former name."""
         former = {_variable(*_split(key)): key for key in renamed_settings.RENAMED}
         values: dict[str, Any] = {}
         for name, value in sorted(env.items(), key=lambda item: item[0] in former):
-            key, today = self._today(former.get(name, ""), value, name)
-            values.setdefault(_variable(*_split(key)) if name in former else name, today)
+            key, renamed = self._rename(former.get(name, ""), value, name)
+            values.setdefault(_variable(*_split(key)) if name in former else name, renamed)
         return values
 
     def _check_keys(self) -> None:
@@ -165,7 +165,7 @@ def _split(key: str) -> tuple[str, str]:
 def _refuse_unknown(key: str, allowed: set[str], where: str) -> None:
     """Refuse a key that does not exist.
 
-    The hint lists the known keys of a short section; of others it names similar keys, and where all of them are listed.
+    The hint lists the known keys of a short section. For others it names similar keys and the page with all of them.
     """
     if key in allowed:
         return
@@ -173,7 +173,7 @@ def _refuse_unknown(key: str, allowed: set[str], where: str) -> None:
 
     section = key[: key.rfind(".") + 1]
     names = {name.removeprefix(section) for name in allowed if section and name.startswith(section)}
-    if not names:  # no section, or one that does not exist
+    if not names:  # no section, or an unknown one
         section, names = "", allowed
     name = key.removeprefix(section)
     near = toml_files.nearest(name, names)
@@ -200,7 +200,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> Any:
-    """A setting's value, a path where it is one; `folder`: of the file that says it."""
+    """Resolve a value that is a path relative to `folder`, the folder of its file; other values stay."""
     kind = item.metadata["path"]
     try:
         return paths.CONVERTERS[kind](value, folder) if kind else value
@@ -209,7 +209,7 @@ def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> A
 
 
 def _kind(item: Any) -> Any:
-    """The type of a setting's values, without None, which stands for `auto`."""
+    """The type of a setting's values, without None, which means `auto`."""
     kinds = [kind for kind in get_args(item.type) if kind is not type(None)]
     return kinds[0] if isinstance(item.type, UnionType) else item.type
 

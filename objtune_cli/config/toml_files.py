@@ -1,4 +1,4 @@
-"""Tables that users write by hand: TOML, or JSON where a file begins with `{`; in any Unicode encoding, with or without a byte order mark."""
+"""Reads tables that users write: TOML, or JSON in files that begin with `{`, in any Unicode encoding."""
 
 import codecs
 import json
@@ -14,17 +14,17 @@ MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-"""Byte order marks and the encodings they stand for; the mark of UTF-16 begins that of UTF-32."""
+"""Byte order marks and their encodings; the mark of UTF-16 is a prefix of that of UTF-32."""
 SMART = "“”„‟‘’‚«»″′"
 LARGEST = 16 << 20
-"""Bytes of the largest file that is read as a table."""
+"""Maximum size of a table file, bytes."""
 
 
 def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[str, Any]:
-    """The table of a file.
+    """Read the table of a file.
 
     Args:
-        form: Hint where the file cannot be read: what a right one looks like. error: What is raised.
+        form: Hint for unreadable files, an example of the correct form. error: Class of the error.
     """
     try:
         with file.open("rb") as stream:
@@ -47,9 +47,9 @@ def read(file: Path, form: str, error: type[ObjtuneError] = InputError) -> dict[
 
 
 def decode(data: bytes, source: str, error: type[ObjtuneError] = InputError) -> str:
-    """Text in UTF-8, UTF-16 or UTF-32; `source`: the file or stream it comes from."""
+    """Decode text in UTF-8, UTF-16 or UTF-32; `source`: the file or stream in messages."""
     name = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    if name == "utf-8" and b"\0" in data[:2]:  # two bytes a character, and no mark
+    if name == "utf-8" and b"\0" in data[:2]:  # two bytes per character, without a mark
         name = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
     try:
         return data.decode(name)
@@ -77,7 +77,7 @@ def _from_json(text: str, file: Path, form: str, error: type[ObjtuneError]) -> d
 
 
 def _remedy(text: str, failure: str) -> str:
-    """What to do about a line that is no TOML; empty where nothing better is known than the form."""
+    """A hint for a line that is not TOML; "" if there is none better than the form."""
     place = re.search(r"at line (\d+)", failure)
     lines = text.splitlines() if text.strip() else [""]
     line = (
@@ -112,25 +112,25 @@ def _remedy(text: str, failure: str) -> str:
 
 
 def _quotes(line: str) -> str:
-    """A hint where quotes are those of a word processor."""
+    """A hint if a line has the quotes of word processors."""
     quote = next((c for c in line if c in SMART), "")
     return f"replace the typographic quotes ({quote}) with straight ones: \" or '" if quote else ""
 
 
 def nearest(key: str, choices: Iterable[str]) -> str:
-    """The known key that was probably meant; empty where none is near."""
+    """The key of `choices` that the user probably meant; "" if none is similar."""
     names = {name.lower(): name for name in choices}
     wanted = _normalize(key)
     if wanted in names:
         return names[wanted]
-    import difflib  # only for a mistake
+    import difflib  # loaded only after a mistake
 
     matches = difflib.get_close_matches(wanted, names, 1, 0.72)
     return names[matches[0]] if matches else ""
 
 
 def find_similar(key: str, choices: Iterable[str], count: int) -> list[str]:
-    """Up to `count` known keys that contain a key or share letters with it, the most similar first."""
+    """Up to `count` keys of `choices` that contain `key` or have letters in common, most similar first."""
     import difflib
 
     wanted, names = _normalize(key), {name.lower(): name for name in choices}

@@ -50,6 +50,21 @@ def extra_guidance(
         prompt_scale, autoguidance_scale: w and s; 0: nothing is added.
         height, width: Size of the images, px.
     """
+    hook = _build_hook(model, texts, prompt_scale, autoguidance_scale, height, width)
+    if hook is None:
+        yield
+        return
+    handle = model.denoiser.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _build_hook(
+    model: BaseModel, texts: Sequence[str], prompt_scale: float, autoguidance_scale: float, height: int, width: int
+) -> "_GuidanceHook | None":
+    """Encode the prompts of the frozen base for `extra_guidance`; None if no image gets guidance."""
     in_class_words = [model.with_class_words(text) for text in texts]
     classes_only = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
     objects = [i for i, text in enumerate(classes_only) if text] if autoguidance_scale else []
@@ -59,8 +74,7 @@ def extra_guidance(
         else []
     )
     if not objects and not scenes:
-        yield
-        return
+        return None
     images = sorted({*objects, *scenes})
     with disabled(model):
         encoded = {
@@ -72,14 +86,9 @@ def extra_guidance(
         model.family.denoiser_kwargs(model, Conditioning.concat(conditions), height, width) if conditions else {}
         for conditions in ([encoded[in_class_words[i]] for i in images] + of_classes, of_classes)
     )
-    hook = _GuidanceHook(
+    return _GuidanceHook(
         model, images, objects, scenes, autoguidance_scale, prompt_scale, len(texts), call_arguments, class_arguments
     )
-    handle = model.denoiser.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass(slots=True)

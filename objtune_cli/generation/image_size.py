@@ -41,8 +41,8 @@ def fit_size(ctx: StageContext, config: Generate) -> Generate:
     width, height = (max(1, int(side / base.size_multiple + 0.5)) * base.size_multiple for side in requested)
     if max(width, height) > base.largest_side:
         raise UsageError(
-            f"pictures of {requested[0]}x{requested[1]} px were asked for",
-            f"this base draws sides of at most {base.largest_side} px",
+            f"the image size {requested[0]}x{requested[1]} px is too large",
+            f"this base supports sides of at most {base.largest_side} px",
         )
     if (width, height) != requested:
         ctx.report.note(

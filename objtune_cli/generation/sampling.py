@@ -38,11 +38,11 @@ def sample(
         prompt: One for all images, or one for each seed.
         settings: `negative_prompt` has its placeholders written as tokens, as `prompt` has.
         on_step: Called after every call of the denoiser with the number of calls so far and in all.
-        conditions: Prompts whose conditioning is given instead of encoded, each to that of one sample.
+        conditions: Prompt to conditioning of one sample, in place of encoding the prompt.
 
     Returns:
         Scaled latents (N, C, h, w), float32, on the CPU. An image's noise depends on its own
-        seed alone, also that of samplers which add noise at each step, so that the image is the same in any batch.
+        seed alone, even with samplers that add noise at each step, so that the image is the same in any batch.
 
     Raises:
         UsageError: The sampler cannot take so many steps.
@@ -67,22 +67,52 @@ def sample(
         _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
     ):
         first = condition if class_condition is None else class_condition
-        out = pipe(
-            **model.family.pipeline_kwargs(first, negative_condition),
-            latents=noise.to(model.device, model.dtype),
-            generator=generators,  # one per image: some samplers add noise at each step
-            num_inference_steps=steps,
-            guidance_scale=1.0 if guidance_start else guidance,
-            height=height,
-            width=width,
-            output_type="latent",
-            callback_on_step_end=_StepCallback(
-                model, condition, first, negative_condition, guidance, guidance_start, subject_start,
-                (height, width), enable_objects, lambda done: on_step(done, calls),
-            ),
-            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        callback = _StepCallback(
+            model, condition, first, negative_condition, guidance, guidance_start, subject_start,
+            (height, width), enable_objects, lambda done: on_step(done, calls),
         )  # fmt: skip
-    return _require_images(model, out.images.float().cpu(), texts, seeds, settings)
+        latents = _run_pipeline(
+            model, pipe, first, negative_condition, noise, generators, steps, 1.0 if guidance_start else guidance,
+            (height, width), callback,
+        )  # fmt: skip
+    return _require_images(model, latents, texts, seeds, settings)
+
+
+def _run_pipeline(
+    model: BaseModel,
+    pipe: Any,
+    condition: Conditioning,
+    negative: Conditioning,
+    latents: Tensor,
+    generators: list[torch.Generator],
+    steps: int,
+    guidance_scale: float,
+    size: tuple[int, int],
+    callback: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]],
+) -> Tensor:
+    """Run a pipeline of diffusers, and return its latents in float32 on the CPU.
+
+    Args:
+        condition, negative: Conditioning of the prompts and of the negative prompts, N samples each.
+        latents: Initial latents (N, C, h, w).
+        generators: One per image, because some samplers add noise at each step.
+        size: Height and width of the images, px.
+        callback: The pipeline's step callback.
+    """
+    out = pipe(
+        **model.family.pipeline_kwargs(condition, negative),
+        latents=latents.to(model.device, model.dtype),
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=size[0],
+        width=size[1],
+        output_type="latent",
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )
+    sampled: Tensor = out.images.float().cpu()
+    return sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +185,19 @@ def resample(
     noisy = late_start.add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
     texts = [prompt] * len(seeds)
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
-    height, width = (side * model.vae_scale_factor for side in latents.shape[-2:])
+    size = (latents.shape[-2] * model.vae_scale_factor, latents.shape[-1] * model.vae_scale_factor)
+    initial = noisy / float(getattr(sampler, "init_noise_sigma", 1))  # the pipeline multiplies by it
 
     def report(pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
         on_step(index + 1, calls)
         return values
 
-    with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, height, width):
-        out = pipe(
-            **model.family.pipeline_kwargs(condition, negative_condition),
-            latents=(noisy / float(getattr(sampler, "init_noise_sigma", 1))).to(
-                model.device, model.dtype
-            ),  # the pipeline multiplies by init_noise_sigma
-            generator=generators,
-            num_inference_steps=steps,
-            guidance_scale=settings.guidance_scale,
-            height=height,
-            width=width,
-            output_type="latent",
-            callback_on_step_end=report,
-        )
-    return _require_images(model, out.images.float().cpu(), texts, seeds, settings)
+    with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, *size):
+        sampled = _run_pipeline(
+            model, pipe, condition, negative_condition, initial, generators, steps, settings.guidance_scale, size,
+            report,
+        )  # fmt: skip
+    return _require_images(model, sampled, texts, seeds, settings)
 
 
 def _require_images(

@@ -77,8 +77,8 @@ def _read_low_rank(source: Source, parts: Mapping[str, Tensor], place: Place, mo
     own = place.own
     if "A" not in parts or "B" not in parts:
         raise InputError(
-            f"{source.what} has half of the layer {own}",
-            "the file is cut off or was put together by hand; get it again",
+            f"{source.what} has only half of the layer {own}",
+            "the file is incomplete; download it again",
         )
     down, up = parts["A"].float(), parts["B"].float()
     shape = tuple(module.weight.shape)

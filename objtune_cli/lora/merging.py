@@ -27,7 +27,7 @@ def merge_adapters(
         method: "linear", "ties" (arXiv:2306.01708), "dare" (arXiv:2311.03099) or "dare-ties".
         rank: Rank of the result, by SVD of each layer; 0: the sum of the ranks, at which a linear merge is exact, or for
             the other methods the largest rank.
-        density: Share of each delta's entries that TIES and DARE keep. seed: Of the entries that DARE drops.
+        density: Fraction of each delta's entries that TIES and DARE keep. seed: Selects the entries that DARE drops.
 
     Returns:
         LoRA tensors of the denoiser and the text encoders, float32, with one rank for all layers (alpha = rank).
@@ -36,17 +36,13 @@ def merge_adapters(
         {k: v.float() for k, v in a.items() if k.startswith((DENOISER_PREFIX, *TEXT_ENCODER_PREFIXES))}
         for a in adapters
     ]
-    layers = sorted(
-        {k.rsplit(".lora_", 1)[0] for lora in loras for k in lora},
-        key=lambda name: (name.startswith(TEXT_ENCODER_PREFIXES), name),
-    )
     is_exact = method == "linear" and not rank
     ranks = [_main_rank(lora) for lora in loras]
     merged_rank = sum(ranks) if is_exact else rank or max(ranks, default=0)
     merged: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # peft drops entries by the global generator
         torch.manual_seed(torch_seed(seed))
-        for layer in layers:
+        for layer in _layer_names(loras):
             pairs = [_factors(lora, layer) for lora in loras]
             if is_exact:
                 down, up = _concatenate(pairs, weights)
@@ -60,6 +56,12 @@ def merge_adapters(
                 biases = [lora.get(bias, torch.zeros(up.shape[0])) for lora in loras]
                 merged[bias] = _combine(biases, torch.tensor(weights, dtype=torch.float32), method, density)
     return merged
+
+
+def _layer_names(loras: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """The layers of all LoRAs, sorted, with those of text encoders last."""
+    names = {k.rsplit(".lora_", 1)[0] for lora in loras for k in lora}
+    return sorted(names, key=lambda name: (name.startswith(TEXT_ENCODER_PREFIXES), name))
 
 
 def _main_rank(lora: Mapping[str, Tensor]) -> int:

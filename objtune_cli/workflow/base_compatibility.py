@@ -1,4 +1,4 @@
-"""Whether an object that was learned on one base can be drawn on another: of the same family, predicting the same, with layers and vectors of the same sizes."""
+"""Checks whether an adapter fits another base: same family and prediction type, and layers and vectors of the same sizes."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from objtune_cli.store.store import Store
 
 
 def explain_incompatible(base: BaseSpec, store: Store, record: Record) -> str:
-    """Why an adapter cannot be drawn on a base; empty where it can. Layers of a one-file base are compared where they are loaded."""
+    """The reason why an adapter does not fit a base; "" if it fits. Layers of a single-file base are compared on loading."""
     theirs = record.base.get("family", families.SD1.name)
     if theirs != base.family.name:
         return f"one is of the family {theirs}, the other of {base.family.name}"

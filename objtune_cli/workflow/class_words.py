@@ -1,4 +1,4 @@
-"""Class words: what people type, cleaned to what a base is told, the names made of it, and the words that a base knows."""
+"""Class words: cleaning of user input, names of objects, and the words that a base knows."""
 
 import contextlib
 import difflib
@@ -22,18 +22,20 @@ _ARTICLES = re.compile(r"^(?:(?:an?|the|my|your|his|her|its|our|their|this|that|
 _QUOTES = "\"'`´‘’‚“”„‹›«»「」『』 "
 _ENDS = _QUOTES + ".,;:!?…¿¡。，、．；：！？؟،؛।\u200c\u200d"
 _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-"""Marks that copying text brings along and nobody sees: soft hyphens, directions, byte order marks. Joiners stay: they are part of words and emoji."""
+"""Invisible characters from copied text: soft hyphens, direction marks, byte order marks. Joiners stay, because words and emoji need them."""
 
 
 def clean_class_word(text: str) -> str:
-    """A class word without the article or possessive, quotes, closing punctuation and odd white space around it; case stays.
+    """Remove article or possessive, quotes, closing punctuation and extra white space from a class word; case stays.
 
-    A prompt puts its own article before the word: "a dog" would give "a photo of a a dog".
+    Prompts put an article before the word, so that "a dog" would give "a photo of a a dog".
 
     Raises:
         UsageError: Nothing is left, or it has control characters or angle brackets.
     """
-    with contextlib.suppress(UnicodeError):  # a command line read as ASCII, where the locale is C: its bytes are UTF-8
+    with contextlib.suppress(
+        UnicodeError
+    ):  # with the locale C, Python decodes the command line as ASCII; the bytes are UTF-8
         text = text.encode("utf-8", "surrogateescape").decode()
     word = unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", text).split()))
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in word):
@@ -58,10 +60,10 @@ def clean_class_word(text: str) -> str:
 
 
 def pair_with_names(texts: Sequence[str], names: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Each class word, cleaned, with its object's name: the one that was given in its place, else one made of the word.
+    """Clean each class word and pair it with its object's name: that at the same position of `names`, else one made from the word.
 
     Raises:
-        UsageError: A class or name that cannot be used, or two objects with one name.
+        UsageError: A class or name is invalid, or two objects have one name.
     """
     words = [clean_class_word(text) for text in texts]
     if len(names) > len(words):
@@ -78,19 +80,19 @@ def pair_with_names(texts: Sequence[str], names: Sequence[str] = ()) -> list[tup
 
 
 def match_known(word: str, words: Sequence[str]) -> str | None:
-    """The known word that this is in another case or in the plural; None if there is none."""
+    """The known word that `word` equals, ignoring case and plural; None if there is none."""
     spelled = {each.casefold(): each for each in words}
     return next((spelled[form] for form in _singular_forms(word.casefold()) if form in spelled), None)
 
 
 def match_last_word(word: str, words: Sequence[str]) -> str | None:
-    """The known word that a longer class ends with: mug of "red mug"."""
+    """The known word at the end of a class of several words, such as mug for "red mug"; None if there is none."""
     last = word.rpartition(" ")[2]
     return match_known(last, words) if last != word else None
 
 
 def _singular_forms(word: str) -> list[str]:
-    """The word, then what it may be the plural of."""
+    """The word, then its possible singulars."""
     ends = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""), ("'s", ""), ("’s", ""))
     return [
         word,
@@ -99,7 +101,7 @@ def _singular_forms(word: str) -> list[str]:
 
 
 def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
-    """The known words, those first that the class ends with, holds, or is spelled most like."""
+    """The known words by likeness: those at the end of the class, those in it, then by spelling."""
 
     def distance(each: str) -> tuple[bool, bool, float]:
         alike = difflib.SequenceMatcher(None, each.casefold(), word.casefold()).ratio()
@@ -109,7 +111,7 @@ def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
 
 
 def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:
-    """The targets with class words that the base knows, where it lists them: Dogs and "red dog" to dog."""
+    """Replace class words by those that the base lists: Dogs and "red dog" become dog."""
     words = _known_classes(ctx)
     respelled = []
     for target in targets:
@@ -121,10 +123,13 @@ def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Ta
 
 
 def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
-    """Say that a base does not know a class; `chooses`: the class word alone says where the object is.
+    """Note that a base does not know a class.
+
+    Args:
+        chooses: Whether only the class word locates the object; then an unknown class is an error without `--force`.
 
     Raises:
-        InputError: It is to choose by a word that it does not know. With `--force` it does.
+        InputError: The class is unknown and only it locates the object.
     """
     word, words = target.class_word, _known_classes(ctx)
     if not words or match_known(word, words):
@@ -140,13 +145,13 @@ def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
 
 
 def warn_unknown(ctx: "StageContext", word: str) -> None:
-    """Say, once in a command, that the base does not know a class."""
+    """Note, once per command, that the base does not know a class."""
     if ctx.base.known_classes and not match_known(word, ctx.base.known_classes):
         ctx.note_once(_unknown_message(ctx, word))
 
 
 def note_other_class(ctx: "StageContext", target: "Target") -> None:
-    """Say where the newest mask of a target's name is of another class: `<quan>` in a prompt means the newest adapter."""
+    """Note that the newest mask of a target's name has another class, because `<name>` in prompts means the newest adapter."""
     versions = ctx.store.list_versions("mask", target.name)
     if not versions:
         return
@@ -159,13 +164,13 @@ def note_other_class(ctx: "StageContext", target: "Target") -> None:
 
 
 def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None:
-    """Refuse classes that do not fit into the sentences of training: what is cut off there would never be learned.
+    """Refuse class words that are too long for the training prompts, whose cut-off ends would never be learned.
 
     Args:
-        words: Class words of the objects that are learned together. vectors: how many their tokens have besides.
+        words: Class words of the objects that are trained together. vectors: Number of further token vectors.
 
     Raises:
-        InputError: The longest sentence has more tokens than the base reads.
+        InputError: The longest prompt has more tokens than the base reads.
     """
     from objtune_cli.models.prompts import PROMPT, with_article
 
@@ -176,8 +181,8 @@ def check_length(model: "BaseModel", words: Sequence[str], vectors: int) -> None
         quoted = " and ".join(map(repr, words))
         more = ", or learn fewer objects together" if len(words) > 1 else ""
         raise InputError(
-            f"a sentence with {quoted} has {count} tokens; the base reads {limit}",
-            f"give a shorter word with `--class`{more}",
+            f"a training prompt with {quoted} has {count} tokens; the base reads {limit}",
+            f"use a shorter word with `--class`{more}",
         )
 
 
@@ -186,7 +191,7 @@ def _unknown_message(ctx: "StageContext", word: str) -> str:
 
 
 def _known_classes(ctx: "StageContext") -> Sequence[str]:
-    """The words that the base names as known; none where it names none, or is not on this machine: a hint needs no base."""
+    """The classes that the base lists; empty if it lists none or is not on this machine, because hints need no base."""
     try:
         return ctx.base.known_classes
     except ObjtuneError:

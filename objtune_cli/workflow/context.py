@@ -55,24 +55,24 @@ class StageContext:
 
     @property
     def base(self) -> BaseSpec:
-        """The base model's name and place; opens no weights."""
+        """The description of the base model; no weights are loaded."""
         if self._base is None:
             common = self.common
             self._base = registry.resolve(common.base, common.clip_model, common.vae, common.prediction_type)
         return self._base
 
     def note_once(self, text: str) -> None:
-        """A note that several stages of a command may have; it is said the first time."""
+        """Report a note, unless an earlier stage of the command reported the same."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)
 
     def load_base_model(self, *, train: bool = False) -> "BaseModel":
-        """The loaded base: a fresh one for each call, since stages add words and adapters to it.
+        """Load the base; every call loads a new one, because stages add words and adapters to it.
 
         Args:
-            train: Gradients will flow: half precision of 5 exponent bits, in which they vanish, is not chosen;
-                a processor that multiplies bf16 does so, while what enters and leaves the denoiser stays float32.
+            train: Whether gradients will flow. Then `--precision auto` does not choose fp16, in which they vanish, and
+                a CPU with bf16 products uses them inside the denoiser, with float32 inputs and outputs.
         """
         self.check_stopped()
         from objtune_cli.models import loading, precision
@@ -85,7 +85,7 @@ class StageContext:
         dtype = loading.pick_dtype(self.common.precision, device)
         if train and self.common.precision == "auto" and dtype == loading.PRECISIONS["fp16"]:
             dtype = loading.PRECISIONS["fp32"]
-        memory.empty_cache(device.type)  # the base of the stage before
+        memory.empty_cache(device.type)  # frees the base of the stage before
         base = self.base
         loaded = loading.load(base.folder, device, dtype, base.weights, base.prediction_override, base.vae)
         for note in (*base.notes, *loaded.notes):
@@ -96,7 +96,7 @@ class StageContext:
         return loaded
 
     def tools(self, model: "BaseModel") -> dict[str, str]:
-        """What computed an artifact: versions, and the denoiser's number format where it is not float32."""
+        """The `tools` of a record: versions, and the denoiser's number format if it is not float32."""
         from objtune_cli.models.finite_checks import HALF
 
         used = HALF.get(next(model.denoiser.parameters()).dtype, "") or HALF.get(model.dtype, "")
@@ -104,9 +104,9 @@ class StageContext:
         return tool_versions() | ({"precision": prefix + used} if used else {})
 
     def _computed(self, wanted: Record) -> Ref | None:
-        """The finished work in the number format asked for, as far as records say: float32 and earlier versions say nothing."""
+        """Find finished work in the selected number format; records of float32 and of earlier versions have no format."""
         precision = self.common.precision
-        if precision == "auto":  # what was made so first: of what says nothing, some was told fp32
+        if precision == "auto":  # artifacts of `auto` come first, because those without a format may be of fp32
             auto = self.store.find_identical(
                 wanted, lambda record: record.tools.get("precision", "").startswith("auto ")
             )
@@ -116,7 +116,7 @@ class StageContext:
         )
 
     def team(self) -> "ProcessGroup | None":
-        """The processes that a launcher started for this command; None where it started one."""
+        """The processes that a launcher started for this command; None if there is only one."""
         from os import environ
 
         size = environ.get("WORLD_SIZE", "")
@@ -124,7 +124,7 @@ class StageContext:
             return None
         if not {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"} & set(
             environ
-        ):  # no launcher of ours or torch's: a cluster's variables
+        ):  # the variables come from a cluster, not from a launcher
             self.note_once(
                 f"waits at {environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} for {int(size) - 1} more processes (WORLD_SIZE is {size}); unset WORLD_SIZE for one alone"
             )
@@ -134,13 +134,13 @@ class StageContext:
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run the body in the main process first; the other processes follow and find its results."""
+        """Run the body in the main process, then in the others, which find its results."""
         team = self.team()
         with team.main_process_first() if team else contextlib.nullcontext():
             yield
 
     def can_run_parallel(self) -> bool:
-        """Whether there may be several bases in memory, each at work in a thread of its own: a small one, on a processor."""
+        """Whether several copies of the base may run in threads: only a small base, on a CPU."""
         from objtune_cli.runtime import devices
 
         return (
@@ -150,7 +150,7 @@ class StageContext:
         )
 
     def run_parallel(self, work: Sequence[Callable[[], T]]) -> list[T]:
-        """Call all functions, in parallel threads where processors are free, and return their results in order."""
+        """Call all functions, in parallel threads if processors are free, and return their results in order."""
         if len(work) < 2 or not self.can_run_parallel():
             return [each() for each in work]
         from objtune_cli.runtime import cpu
@@ -162,7 +162,7 @@ class StageContext:
         return replace(self, force=False)
 
     def progress(self, stage: str) -> Callable[..., None]:
-        """A callback for long work; raises when a signal has asked to stop."""
+        """A callback that reports the steps of long work, and raises after a signal."""
 
         def step(done: int, total: int, **values: float) -> None:
             self.report.step(stage, done, total, **values)
@@ -171,19 +171,19 @@ class StageContext:
         return step
 
     def check_stopped(self) -> None:
-        """Raise if a signal came.
+        """Raise after a signal.
 
         Raises:
-            Stopped: With the signal's number.
+            Stopped: Has the signal's number.
         """
         if self.stopped():
             raise Stopped(self.stopped(), "stopped", "the same command goes on where it stopped")
 
     def find(self, wanted: Record, *, computed: bool = False) -> Ref | None:
-        """The finished work that `wanted` describes; none where it holds NaN or infinity.
+        """Find finished work with the identity of `wanted`; None if there is none, or it contains NaN or infinity.
 
         Args:
-            computed: The denoiser computed it, so that its number format counts.
+            computed: Whether the denoiser computed it, so that its number format counts.
         """
         ref = self._computed(wanted) if computed else self.store.find_identical(wanted)
         if ref is None:
@@ -194,7 +194,7 @@ class StageContext:
         return None if bad else ref
 
     def find_existing(self, wanted: Record, *, computed: bool = False) -> StageResult | None:
-        """The same with its pictures and metrics, unless it is to be made again."""
+        """The finished work as a result with its images and metrics; None with `--force` or without such work."""
         ref = None if self.force else self.find(wanted, computed=computed)
         if ref is None:
             self.store.check_writable(wanted.kind, wanted.name)
@@ -204,11 +204,11 @@ class StageContext:
         return StageResult(ref, True, list(self.store.list_images(ref)), record.metrics)
 
     def input_record(self, ref: Ref) -> dict[str, str]:
-        """An artifact, its bytes checked, as an entry of another's `inputs`."""
+        """Check an artifact's bytes and return its entry for the `inputs` of another."""
         return {"ref": str(ref), "sha256": self.store.verify(ref)[1]}
 
     def _added_settings(self, record: Record) -> str:
-        """The settings that alone make this command's base another one than an artifact's; empty where it is another one without them."""
+        """The settings that alone distinguish this command's base from that of an artifact; "" if the bases differ otherwise."""
         common = self.common
         added = " and ".join(f"`{key}`" for key in ("vae", "prediction_type") if getattr(common, key))
         with contextlib.suppress(ObjtuneError):
@@ -217,7 +217,10 @@ class StageContext:
         return ""
 
     def check_base(self, record: Record, *, for_images: bool = False) -> None:
-        """Refuse an artifact made with another base; one that is only drawn may come from another base of the family, which is said.
+        """Refuse an artifact made with another base.
+
+        Args:
+            for_images: Whether it is only used to sample images; then another compatible base is allowed, with a note.
 
         Raises:
             IncompatibleError: Names both.
@@ -255,7 +258,7 @@ class StageContext:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what computes; kept in records, no part of their identity."""
+    """Versions of the libraries that compute; stored in records, but not part of their identity."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "objtune")}

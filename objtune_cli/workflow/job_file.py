@@ -119,7 +119,11 @@ def _trained_names(words: list[str]) -> list[str]:
         text
         for text in [
             *words[end + 1 :],
-            *(value for key, _, value in settings if renamed_settings.today(key.strip()) == "generate.negative_prompt"),
+            *(
+                value
+                for key, _, value in settings
+                if renamed_settings.present_key(key.strip()) == "generate.negative_prompt"
+            ),
         ]
         if text != "-"
     ]
@@ -232,7 +236,7 @@ def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
 def _resolve_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
-    section, _, name = renamed_settings.today(key.strip()).rpartition(".")
+    section, _, name = renamed_settings.present_key(key.strip()).rpartition(".")
     known = (
         {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
         if section in (*SECTIONS, "")

@@ -83,7 +83,7 @@ def _find_setting(key: str, value: Any) -> str:
         owners = [name.replace("_", "-")]
         name, value = next(iter(value.items()))
     known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
-    keys = (renamed_settings.today(f"{section}.{name}") for section in owners)
+    keys = (renamed_settings.present_key(f"{section}.{name}") for section in owners)
     found = next((each for each in keys if each in known), "")
     return f"{found}={_setting_text(value)}" if found else ""
 

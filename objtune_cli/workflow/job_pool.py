@@ -1,4 +1,4 @@
-"""Jobs as processes of their own: the commands a person would type, several at a time, one that fails stops no other."""
+"""Runs jobs as processes with the commands that a user would type, several at a time; a failed job does not stop the others."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from objtune_cli.workflow.job_file import Job
 from objtune_cli.workflow.reporting import Reporter
 
 BUSY_CODE, RETRY_SECONDS, MAX_RETRIES = 8, 2.0, 900
-"""Exit code of a command that another one keeps waiting; seconds until it is tried again, and how often."""
+"""Exit code of a command that waits for another one; seconds until the next attempt, and number of attempts."""
 
 
 @dataclass(slots=True)
 class JobResult:
-    """What became of a job; `state`: done, reused, unfinished (time limit), failed, stopped."""
+    """The result of a job; `state`: done, reused, unfinished (time limit), failed, stopped."""
 
     name: str
     state: str = "stopped"
@@ -32,7 +32,7 @@ class JobResult:
 
 
 class JobProcess:
-    """One job at work: its commands one after the other."""
+    """A running job: its commands one after the other."""
 
     def __init__(self, job: Job, project: Project, environment: dict[str, str]) -> None:
         self.job, self.project, self.environment = job, project, environment
@@ -45,7 +45,7 @@ class JobProcess:
         self.child: subprocess.Popen[str] | None = None
 
     def poll(self) -> bool:
-        """Go on; whether the job has ended."""
+        """Start the next command if the last one has ended; return whether the job has ended."""
         if self.child is None:
             if time.monotonic() >= self.retry:
                 self._start()
@@ -65,11 +65,11 @@ class JobProcess:
             self.child = subprocess.Popen(
                 [*program, *self.job.commands[self.number]],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment, text=True,
-                start_new_session=True,  # a signal from the terminal reaches it once, through us: a second one would end it unsaved
+                start_new_session=True,  # so that a signal of the terminal reaches the job once; a second one would end it unsaved
             )  # fmt: skip
 
     def _finish(self, code: int, report: str) -> bool:
-        """Take down what one command said; whether it was the last."""
+        """Add the results of an ended command; return whether it was the last."""
         result = self.result
         result.seconds = round(time.monotonic() - self.started, 1)
         try:
@@ -94,10 +94,10 @@ class JobProcess:
 def run(
     jobs: list[Job], project: Project, processes: int, report: Reporter, stopped: Callable[[], int]
 ) -> list[JobResult]:
-    """All jobs, at most `processes` at a time; results in the order of the file.
+    """Run all jobs, at most `processes` at a time, and return the results in the order of the file.
 
-    What jobs share is made once: the first job of a class runs before others of that class, which then find the
-    class's prior. A signal is handed on; the jobs save their state and end.
+    The first job of a class runs before the others of that class, which then reuse the class prior. A signal is passed
+    on; the jobs save their state and end.
     """
     waiting = list(jobs)
     active: list[JobProcess] = []
@@ -124,13 +124,13 @@ def run(
 
 
 def _next_job(waiting: list[Job], active: list[JobProcess], classes: set[str]) -> Job | None:
-    """The first job that shares no unmade prior with one at work."""
+    """The first job that needs no class prior which a running job is making."""
     making = {word for each in active for word in each.job.classes} - classes
     return next((job for job in waiting if not making & set(job.classes)), None)
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Of the jobs: where several run, each has its share of the processors unless the user has said how many."""
+    """The environment of the jobs: several jobs share the processors, unless the user sets the number of threads."""
     share = max(1, (os.cpu_count() or 1) // processes)
     threads = {"OMP_NUM_THREADS": str(share)} if processes > 1 else {}
     return {
@@ -148,5 +148,5 @@ def _report_result(report: Reporter, result: JobResult, number: int, total: int)
 
 
 def exit_code(results: list[JobResult]) -> int:
-    """The exit code of the worst job: a signal, then a bug of ours, then the largest."""
+    """The exit code of the worst job: a signal, then an internal error, then the largest."""
     return max((r.code for r in results), key=lambda code: (code >= 128, code == 1, code), default=0)

@@ -1,4 +1,4 @@
-"""Files that commands write outside the project: all checked before the first is written, and nothing replaced that cannot be made again."""
+"""Writes files outside the project: all are checked before the first is written, and only reproducible files are replaced."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ from objtune_cli.errors import ResourceError, UsageError
 from objtune_cli.store import atomic_files, disk_errors, regular_files
 
 MAX_BYTES = 1 << 30
-"""A file that is larger than this is no export of ours, bytes."""
+"""Maximum size of an export, bytes; larger files come from elsewhere."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 UNSUPPORTED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensor")
 REPLACE_HINT = "`--force` replaces it; or give another folder with `--out DIR`"
@@ -19,10 +19,10 @@ REPLACE_HINT = "`--force` replaces it; or give another folder with `--out DIR`"
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file to be written.
+    """A file to write.
 
     Attributes:
-        is_own: Whether given bytes, which lie at the path, can be made again from this project: an export of another version of the same object.
+        is_own: Whether the bytes at the path are an export of the same object, which the project can make again.
     """
 
     path: Path
@@ -31,15 +31,15 @@ class OutputFile:
 
 
 def is_file_name(out: Path) -> bool:
-    """Whether `--out` names a file, not a folder.
+    """Whether `--out` is a file instead of a folder.
 
     Raises:
-        UsageError: It names a file of a format that is not written.
+        UsageError: It is a file of an unsupported format.
     """
     if out.suffix.lower() in UNSUPPORTED_SUFFIXES and not out.is_dir():
         raise UsageError(
-            f"{out} is the name of a file that is not written",
-            "give a folder, or a file that ends in .safetensors, with `--out`",
+            f"{out} has a file format that is not written",
+            "use `--out` with a folder or a .safetensors file",
         )
     return out.suffix.lower() == ".safetensors" and not out.is_dir()
 
@@ -47,18 +47,18 @@ def is_file_name(out: Path) -> bool:
 def write_files(
     files: Sequence[OutputFile], *, force: bool = False, note: Callable[[str], None] = lambda text: None
 ) -> list[Path]:
-    """Write all files, or none; those that are there already with these bytes are left alone.
+    """Write all files or none; existing files with the same bytes stay.
 
     Args:
-        force: Replace files that are not ours.
+        force: Whether to replace files that are not exports.
 
     Raises:
-        UsageError: A path holds something else, or two files would have one path. ResourceError: A folder cannot be written.
+        UsageError: A path has other contents, or two files have one path. ResourceError: A folder cannot be written.
     """
     _check_distinct(files)
     lines: list[str] = []
     waiting = [file for file in files if _is_wanted(file, force, lines.append)]
-    for line in lines:  # only now is it sure that all of them are written
+    for line in lines:  # only after all have passed
         note(line)
     for file in waiting:
         with _hint_at_out():
@@ -67,14 +67,15 @@ def write_files(
 
 
 def check_folder(out: Path) -> None:
-    """Refuse, before anything is drawn for it, a folder that cannot take files.
+    """Refuse, before any work, a folder that cannot be written.
 
     Raises:
-        UsageError: It is a file, or the name of one. ResourceError: it cannot be written.
+        UsageError: It is a file or has the name of one. ResourceError: It cannot be written.
     """
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
         raise UsageError(
-            f"{out} is the name of a picture", "`--out` takes a folder; the pictures in it are named after their scenes"
+            f"{out} is the name of an image file",
+            "`--out` takes a folder; the images in it are named after their scenes",
         )
     _check_parents(out / "picture", "give a folder with `--out`")
     with _hint_at_out():
@@ -82,7 +83,7 @@ def check_folder(out: Path) -> None:
 
 
 def write_numbered(path: Path, data: bytes) -> Path:
-    """Write a file under the first of `name`, `name-2`, … that is free or has these bytes already; its path."""
+    """Write a file under the first of `name`, `name-2`, … that is free or has the same bytes, and return its path."""
     for number in itertools.count(1):
         target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(target):
@@ -96,7 +97,7 @@ def write_numbered(path: Path, data: bytes) -> Path:
 
 @contextlib.contextmanager
 def _hint_at_out() -> Iterator[None]:
-    """Disk trouble with the remedy of a folder outside the project."""
+    """Give disk errors the hint for a folder outside the project."""
     try:
         yield
     except ResourceError as error:
@@ -109,17 +110,19 @@ def _hint_at_out() -> Iterator[None]:
 
 
 def _check_distinct(files: Sequence[OutputFile]) -> None:
-    """Refuse two files of one name; case does not tell them apart, for on Windows and macOS it does not."""
+    """Refuse two files with the same name, ignoring case as Windows and macOS do."""
     by_target: dict[str, Path] = {}
     for file in files:
         key = os.path.realpath(file.path).casefold()
         if key in by_target:
-            raise UsageError(f"two files would be {file.path}", "export them one by one, each with its own `--out`")
+            raise UsageError(
+                f"two files have the name {file.path}", "export them one by one, each with its own `--out`"
+            )
         by_target[key] = file.path
 
 
 def _follow_link(path: Path) -> Path:
-    """Where a path leads: a link stays a link, and the file behind it is replaced."""
+    """The target of a path: a link stays, and the file behind it is replaced."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -127,18 +130,18 @@ def _is_wanted(file: OutputFile, force: bool, note: Callable[[str], None]) -> bo
     """Whether a file must be written.
 
     Raises:
-        UsageError: Something else is at its path.
+        UsageError: Its path has other contents.
     """
     path = file.path
-    _check_parents(path, "give a folder, or a file that ends in .safetensors, with `--out`")
+    _check_parents(path, "use `--out` with a folder or a .safetensors file")
     if not os.path.lexists(path):
         return True
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; the file would have its name", "give another folder with `--out DIR`")
+        raise UsageError(f"{path} is a folder, not a file", "give another folder with `--out DIR`")
     if not path.exists():
-        raise UsageError(f"{path} is a link that leads nowhere", "remove it, or give another folder with `--out DIR`")
+        raise UsageError(f"{path} is a broken link", "remove it, or give another folder with `--out DIR`")
     if not path.is_file():
-        raise UsageError(f"{path} is no regular file", "give a folder with `--out DIR`")
+        raise UsageError(f"{path} is not a regular file", "give a folder with `--out DIR`")
     content = _read(path)
     if content == file.data:
         return False
@@ -147,19 +150,19 @@ def _is_wanted(file: OutputFile, force: bool, note: Callable[[str], None]) -> bo
     elif force:
         note(f"{path} is replaced")
     else:
-        raise UsageError(f"{path} is there already and is not an export of this object from this project", REPLACE_HINT)
+        raise UsageError(f"{path} exists and is not an export of this object from this project", REPLACE_HINT)
     return True
 
 
 def _check_parents(path: Path, hint: str) -> None:
-    """Refuse a path below something that is no folder."""
+    """Refuse a path inside something that is not a folder."""
     folder = next(each for each in path.parents if os.path.lexists(each))
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", hint)
 
 
 def _read(path: Path) -> bytes | None:
-    """The bytes of a file; None where it is too large to be ours, or cannot be read."""
+    """The bytes of a file; None if it is too large to be an export, or unreadable."""
     try:
         if path.stat().st_size > MAX_BYTES:
             return None

@@ -1,4 +1,4 @@
-"""Photos that are no files yet: web addresses and stdin. Their bytes are kept in the project, named by their digest."""
+"""Photos from web addresses and stdin; their bytes are stored in the project under their digest."""
 
 import hashlib
 import re
@@ -13,22 +13,22 @@ from objtune_cli.version import __version__
 STDIN = "-"
 MAX_BYTES = 256 << 20
 TIMEOUT = 30.0
-"""Seconds to wait for each answer of a web server."""
+"""Timeout of web servers, seconds."""
 _ADDRESS = re.compile(r"https?://", re.I)
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is the web address of a photo."""
+    """Whether a text is a web address."""
     return _ADDRESS.match(text.strip("\"' ")) is not None
 
 
 def save_photo(project: Project, text: str) -> Path:
-    """The file of a photo that a web address or `-` (stdin) means, written into the project's `.objtune/photos`.
+    """Store the photo of a web address or of `-` (stdin) in the project's `.objtune/photos`, and return the file.
 
-    Equal bytes have one file. What is no photo is refused when it is read.
+    Equal bytes have one file. Whether it is a photo is checked on reading.
 
     Raises:
-        InputError: Too large, empty, or the server has no such file. ResourceError: No answer.
+        InputError: It is too large, empty, or not on the server. ResourceError: The server does not answer.
     """
     data = _download(text.strip("\"' ")) if is_address(text) else _read_stdin()
     if not data:
@@ -45,14 +45,14 @@ def _name(text: str) -> str:
 
 
 def _suffix(text: str) -> str:
-    """The suffix of an address's file name, which tells people and viewers what it is."""
+    """The suffix of the file name in an address."""
     match = re.search(r"\.[a-z0-9]{1,5}$", text.partition("?")[0].partition("#")[0].lower())
     return match[0] if match and is_address(text) else ""
 
 
 def _read_stdin() -> bytes:
     if sys.stdin.isatty():
-        raise InputError("no photo comes on stdin", "for example `curl -s https://… | objtune segment - --class dog`")
+        raise InputError("stdin has no photo", "for example `curl -s https://… | objtune segment - --class dog`")
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     _check_size("stdin", len(data))
     return data

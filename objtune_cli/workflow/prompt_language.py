@@ -1,4 +1,4 @@
-"""Recognises prompts in other languages than English, which the text encoders of today's base models hardly read."""
+"""Detects prompts that are not in English; the text encoders of the supported bases hardly understand other languages."""
 
 import re
 import unicodedata
@@ -98,11 +98,11 @@ OTHER = frozenset(
         "przy",
     ]
 ) - {"no", "do", "w", "z", "y", "la", "en", "lo", "met", "van", "un", "al", "den"}
-"""Short words of German, French, Spanish, Italian, Portuguese, Dutch and Polish that are no English words."""
+"""Short words of German, French, Spanish, Italian, Portuguese, Dutch and Polish that are not English words."""
 
 
 def find_language(prompt: str) -> str:
-    """What a prompt is written in if it is not English, in words for a note; "" for English and for what cannot be told.
+    """The language or script of a prompt, in words for a note; "" for English and if it is uncertain.
 
     Names of objects in angle brackets do not count.
     """

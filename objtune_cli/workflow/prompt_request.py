@@ -1,4 +1,4 @@
-"""Reads what a command is asked to draw: its prompts and its negative prompt, with the trained objects that they name."""
+"""Reads a command's prompts and negative prompt, and finds the trained objects in them."""
 
 import contextlib
 import itertools
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from objtune_cli.models.placeholders import Placeholders
 
 MAX_NOTED = 6
-"""Pieces of other tools' syntax that one note lists."""
+"""Maximum number of pieces of other tools' syntax in one note."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """Prompts as they are drawn.
+    """Prompts that are ready for sampling.
 
     Attributes:
-        prompts: Without invisible characters, each name in plain brackets. named: objects of each prompt, in order of first mention.
-        negative: The negative prompt, read in the same way. in_negative: objects that it names.
-        advice: What to write in prompts that name no object but have an object's name as a plain word.
+        prompts: Without invisible characters, with names as `<name>`. named: Objects of each prompt, in order of first mention.
+        negative: The negative prompt, in the same form. in_negative: Its objects.
+        advice: Hint for prompts without objects that have an object's name as a plain word.
     """
 
     prompts: list[str]
@@ -41,13 +41,13 @@ class PromptRequest:
     advice: str = ""
 
     def negative_objects(self, i: int) -> list[PromptObject]:
-        """The objects that the negative prompt names and prompt i does not: their tokens are avoided, their LoRA does not act."""
+        """The objects of the negative prompt that prompt i does not name; their tokens are avoided, and their LoRAs do not act."""
         own = {o.name for o in self.named[i]}
         return [o for o in self.in_negative if o.name not in own]
 
     @property
     def objects(self) -> list[PromptObject]:
-        """All objects, each once, as the first prompt that names it has it; the negative prompt comes last, because it knows no strengths."""
+        """All objects, each once, from the first prompt that names it; the negative prompt, which has no strengths, is last."""
         by_name: dict[str, PromptObject] = {}
         for item in itertools.chain(*self.named, self.in_negative):
             by_name.setdefault(item.name, item)
@@ -57,15 +57,15 @@ class PromptRequest:
 def read_prompts(
     ctx: StageContext, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
 ) -> PromptRequest:
-    """Read prompts, find their objects, and tell the user what is read in another way than it may be meant.
+    """Read prompts, find their objects, and note what the user may have meant otherwise.
 
     Args:
-        source: The adapter that all objects are taken from; the negative prompt may name others.
-        strength: Of objects of which the prompt says none. An object of strength 0 is its class word.
+        source: The adapter of all objects; the negative prompt may name others.
+        strength: Default strength of objects. At 0 an object becomes its class word.
 
     Raises:
-        InputError: A prompt is empty or no text, mentions two versions of one object, or the source does not hold one.
-        MissingError: No adapter holds a name; the hint lists what there is.
+        InputError: A prompt is empty or not text, it names two versions of an object, or the source lacks an object.
+        MissingError: There is no adapter for a name; the hint lists the objects.
     """
     trained, changes = TrainedObjects(ctx, source), []
     objects: dict[str, PromptObject] = {}
@@ -90,8 +90,8 @@ def read_prompts(
     written, strengths = text.take_strengths(written)
     if strengths:
         raise InputError(
-            f"the negative prompt gives <{min(strengths)}> a strength",
-            "a strength acts on what is drawn: leave it away there",
+            f"the negative prompt has a strength for <{min(strengths)}>",
+            "remove the strength, which acts in prompts only",
         )
     in_negative = _find_objects(trained, written, objects, in_negative=True)
     request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare))
@@ -110,7 +110,7 @@ def read_prompts(
 
 
 def _note_language(ctx: StageContext, texts: list[str]) -> None:
-    """Say, once in a command, that a prompt is not in English."""
+    """Note, once per command, that a prompt is not in English."""
     for language in filter(None, map(prompt_language.find_language, texts)):
         ctx.note_once(
             f"the prompt is in {language}: the base {ctx.base.id} learned from English captions and hardly reads it; write it in English"
@@ -121,7 +121,7 @@ def _note_language(ctx: StageContext, texts: list[str]) -> None:
 def _find_objects(
     trained: TrainedObjects, prompt: str, objects: dict[str, PromptObject], *, in_negative: bool = False
 ) -> list[PromptObject]:
-    """The objects that one prompt names; `found`: those of the prompts before it, which have the same versions."""
+    """The objects of one prompt; `objects`: those of the prompts before it, whose versions must be the same."""
     from objtune_cli.models.prompts import PLACEHOLDER
 
     text.check_brackets(prompt, trained.has)
@@ -141,10 +141,10 @@ def _find_objects(
 def _apply_strengths(
     ctx: StageContext, prompt: str, objects: list[PromptObject], strengths: Mapping[str, float], others: float
 ) -> tuple[str, list[PromptObject]]:
-    """A prompt and its objects with their strengths; those of strength 0 are drawn by the base alone, as class words.
+    """Apply strengths to a prompt and its objects; objects of strength 0 become class words.
 
     Raises:
-        InputError: A token without LoRA is to be something between.
+        InputError: A token without LoRA has a strength other than 0 and 1.
     """
     from objtune_cli.models.prompts import with_class_words
 
@@ -152,8 +152,8 @@ def _apply_strengths(
     for item in items:
         if item.strength not in (0, 1) and not has_lora(ctx, item):
             raise InputError(
-                f"<{item.name}> is a token alone, without LoRA; it has no strength of {item.strength:g}",
-                "1 draws it, 0 its class",
+                f"<{item.name}> is a token without LoRA; it cannot have the strength {item.strength:g}",
+                "use 1, or 0 for its class word",
             )
     return with_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [
         o for o in items if o.strength
@@ -168,16 +168,16 @@ def _note_changes(ctx: StageContext, changes: list[tuple[str, str]]) -> None:
 
 
 def _advise_names(trained: TrainedObjects, bare: list[str]) -> str:
-    """What to write where objects of this base stand as plain words in prompts that name none; empty where there are none."""
+    """A hint if prompts without objects have the names of trained objects as plain words; else ""."""
     names: dict[str, str] = {}
     if bare:
-        with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of a prompt without objects
+        with contextlib.suppress(ObjtuneError):  # damaged adapters do not matter to prompts without objects
             names = text.find_plain_names("\n".join(bare), trained.of_base())
     return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
 def _note_other_syntax(ctx: StageContext, request: PromptRequest) -> None:
-    """Say once which pieces other tools read as weights, alternatives or options."""
+    """Note once which pieces other tools read as weights, alternatives or options."""
     pieces = list(
         dict.fromkeys(
             piece for prompt in (*request.prompts, request.negative) for piece in text.find_other_syntax(prompt)
@@ -189,9 +189,9 @@ def _note_other_syntax(ctx: StageContext, request: PromptRequest) -> None:
 
 
 def _note_files(ctx: StageContext, prompts: list[str]) -> None:
-    """Say which prompts are names of files, as other tools take them."""
+    """Note which prompts are names of files, as other tools accept them."""
     for prompt in prompts:
-        with contextlib.suppress(OSError, ValueError):  # most prompts can be no file's name
+        with contextlib.suppress(OSError, ValueError):  # most prompts are not valid file names
             if Path(prompt).is_file():
                 ctx.report.note(
                     f"{prompt!r} is drawn as a prompt, but it is a file too: `objtune generate - < {shlex.quote(prompt)}` reads prompts from it"
@@ -199,10 +199,10 @@ def _note_files(ctx: StageContext, prompts: list[str]) -> None:
 
 
 def check_lengths(ctx: StageContext, model: "BaseModel", words: "Placeholders", request: PromptRequest) -> None:
-    """Check that the base reads all objects of the prompts, and tell the user where it cuts off plain words.
+    """Check that the base reads all objects of the prompts, and note where it cuts off other words.
 
     Raises:
-        InputError: An object stands, all or in part, behind the last token that a text encoder reads.
+        InputError: A text encoder cuts off tokens of an object.
     """
     from objtune_cli.models.placeholders import check_objects_read
 

@@ -1,4 +1,4 @@
-"""Reads prompts as people type or paste them, for every command: white space, invisible characters, brackets around names, syntax of other tools."""
+"""Reads prompts as users type or paste them: white space, invisible characters, brackets around names, other tools' syntax."""
 
 import re
 import unicodedata
@@ -9,30 +9,30 @@ from objtune_cli.store.refs import make_name
 
 EXAMPLE = 'for example `objtune generate "a photo of <rex> on the beach"`'
 WHITE_SPACE = "\t\n\v\f\r\x85\u200b"
-"""White space beside Unicode's separators; the zero-width space marks the border of a word."""
+"""White space besides Unicode's separators; the zero-width space separates words."""
 CONTROLS = {0x00: "NUL", 0x07: "BEL", 0x08: "BS", 0x1B: "ESC", 0x7F: "DEL"}
 JOINERS = "\u200c\u200d"
-"""They shape the letters and emoji on both sides of them."""
+"""Joiners, which shape the letters and emoji on both sides."""
 VISIBLE_FORMATS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
-"""Of Unicode's format characters, those that have a shape."""
+"""Visible characters among Unicode's format characters."""
 FLAG, TAGS = "\U0001f3f4", "[\U000e0020-\U000e007f]+"
-"""Tag characters spell a region behind a flag, and nothing elsewhere."""
+"""Tag characters, which have a meaning only after a flag."""
 MAX_LENGTH = 20_000
-"""Characters of the longest prompt: far more than a base reads, and less than a record holds."""
+"""Maximum number of characters of a prompt: far more than a base reads, and less than the limit of a record."""
 
 
 def clean_prompt(text: str, where: str = "the prompt", *, may_be_empty: bool = False) -> str:
     """Return the prompt on one line, without invisible characters; a prompt of printable characters stays as it is.
 
     Args:
-        where: What error messages call the prompt.
+        where: Name of the prompt in messages.
 
     Raises:
-        InputError: It is empty, or endless, or holds a character that is no text: a control character, or a byte that is not UTF-8.
+        InputError: It is empty or too long, or contains a control character or a byte that is not UTF-8.
     """
     if len(text) > MAX_LENGTH:
         raise InputError(
-            f"{where} has {len(text)} characters; at most {MAX_LENGTH} are read",
+            f"{where} has {len(text)} characters; the maximum is {MAX_LENGTH}",
             "a file of prompts is read line by line: `objtune generate - < prompts.txt`",
         )
     if not text.isprintable():
@@ -66,11 +66,11 @@ def _is_white(character: str) -> bool:
 
 
 def _is_stray(text: str, i: int) -> bool:
-    """Whether a character is invisible and shapes nothing beside it: byte-order marks, soft hyphens, marks of direction, joiners beside plain letters."""
+    """Whether a character is invisible and has no effect: byte order marks, soft hyphens, direction marks, joiners next to plain letters."""
     character = text[i]
     if unicodedata.category(character) != "Cf" or character in VISIBLE_FORMATS:
         return False
-    if re.match(TAGS, character):  # those that are left stand behind a flag
+    if re.match(TAGS, character):  # the remaining ones follow a flag
         return False
     return character not in JOINERS or any(not c or c.isascii() for c in (text[max(i - 1, 0) : i], text[i + 1 : i + 2]))
 
@@ -82,13 +82,13 @@ _INSIDE = re.compile(r"(?P<name>.*?)(?P<rest>(?:\s*[@:]\s*[0-9.]+)*)")
 
 
 def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[tuple[str, str]]]:
-    """Write every object name as `<name>`: brackets that a web page or shell escaped, other scripts' brackets, capitals, spaces.
+    """Write every object name as `<name>`, despite escaped brackets, brackets of other scripts, capitals and spaces.
 
     Args:
-        is_trained: Whether there is an object of a name. What names none stays as it is, except escaped brackets, which can only mean `<`.
+        is_trained: Whether there is an object of a name. Other text stays, except escaped brackets, which can only mean `<`.
 
     Returns:
-        The prompt, and what was typed with what it was read as.
+        The prompt, and for each changed name the typed text and the result.
     """
     changes: list[tuple[str, str]] = []
 
@@ -138,8 +138,8 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
             )
         if strengths.setdefault(name, value) != value:
             raise InputError(
-                f"the prompt gives <{name}> the strengths {strengths[name]:g} and {value:g}",
-                "give an object one strength in a prompt",
+                f"the prompt has for <{name}> the strengths {strengths[name]:g} and {value:g}",
+                "use one strength for each object of a prompt",
             )
         return f"<{name}{match['version'] or ''}>"
 
@@ -147,7 +147,7 @@ def take_strengths(text: str) -> tuple[str, dict[str, float]]:
 
 
 def write_strengths(text: str, strengths: Mapping[str, float]) -> str:
-    """The undoing of `take_strengths`."""
+    """Insert strengths into a prompt; the inverse of `take_strengths`."""
     return re.sub(
         r"<([a-z0-9][a-z0-9._-]*)((?:@[0-9]+)?)>",
         lambda m: f"<{m[1]}{m[2]}:{strengths[m[1]]:g}>" if m[1] in strengths else m[0],
@@ -156,14 +156,14 @@ def write_strengths(text: str, strengths: Mapping[str, float]) -> str:
 
 
 FILE_PREFIXES = ("lora", "lyco", "locon", "ti", "embed", "embedding")
-"""What other tools write before the name of a file that `import` reads."""
+"""Prefixes of other tools before the name of a file that `import` reads."""
 
 
 def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
-    """Refuse brackets that hold no name, and names with one bracket.
+    """Refuse brackets without a valid name, and names with one bracket.
 
     Raises:
-        InputError: Says what to write.
+        InputError: Its hint is the correct form.
     """
     from objtune_cli.models.prompts import PLACEHOLDER
 
@@ -175,12 +175,12 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
         name = half.strip("<>").rstrip(".-")
         if is_trained(name):
             raise InputError(
-                f"`{half}` has one bracket", f"write `<{name}>` to draw the object, or `{name}` for the word"
+                f"`{half}` has only one bracket", f"write `<{name}>` to draw the object, or `{name}` for the word"
             )
 
 
 def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
-    """What to write instead of brackets of another tool."""
+    """A hint for brackets of another tool."""
     kind, _, rest = inside.strip("<>").partition(":")
     name = _make_name(rest.split(":")[0])
     own = _make_name(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
@@ -200,18 +200,18 @@ def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
 
 
 def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
-    """The objects whose name a prompt has as a plain word, sorted, each with how the prompt spells it; `tea-cup` is found in "tea cup" too.
+    """The objects whose names a prompt has as plain words, sorted, with the prompt's spelling; "tea cup" matches `tea-cup`.
 
     Args:
-        objects: Name to class word, which counts where the name was made from it.
+        objects: Name to class word, which matches too if the name was made from it.
     """
     mentions: dict[str, str] = {}
-    for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may hold a shorter one
+    for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may contain a shorter one
         for spelling in dict.fromkeys([name, objects[name]] if _make_name(objects[name]) == name else [name]):
             words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
             spaced = not all(
                 unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling
-            )  # scripts without spaces have no borders of words
+            )  # scripts without spaces have no word boundaries
             pattern = re.compile(rf"(?<![^\W_]){words}(?![^\W_])" if spaced else words, re.I)
             if match := pattern.search(text):
                 mentions[name] = match[0]
@@ -244,7 +244,7 @@ _KEYWORD = re.compile(r"\b(?:BREAK|AND)\b")
 
 
 def find_other_syntax(text: str) -> list[str]:
-    """The pieces of a prompt that other tools read as weights, alternatives or options, and that are plain text here."""
+    """The pieces of a prompt that are plain text here, but weights, alternatives or options in other tools."""
     pieces = [match[0].strip() for match in _SYNTAX.finditer(text)]
     if re.search(r"[a-z]", re.sub(r"<[^<>]*>", "", text)):  # a prompt all in capitals has no keywords
         pieces += _KEYWORD.findall(text)
@@ -252,6 +252,6 @@ def find_other_syntax(text: str) -> list[str]:
 
 
 def escape_syntax(text: str) -> str:
-    r"""The prompt as A1111 must have it to read what was drawn: `\(`, `\[`, and its keywords as plain words."""
+    r"""Escape a prompt so that A1111 reads the same text: `\(`, `\[`, and its keywords as plain words."""
     escaped = re.sub(r"[\\()\[\]]", lambda match: "\\" + match[0], text)
     return _KEYWORD.sub(lambda match: match[0].lower(), escaped)

@@ -1,4 +1,4 @@
-"""Finds the trained objects of a project and loads them, ready to be drawn."""
+"""Finds the trained objects of a project and loads them for sampling."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptObject:
-    """A `<name>` of a prompt and the adapter that holds it.
+    """A `<name>` in a prompt and its adapter.
 
     Attributes:
-        trained_name: What the adapter calls the object, if the scene calls it otherwise. strength: what its LoRA is multiplied by.
+        trained_name: Its name in the adapter, if that differs. strength: Factor of its LoRA.
     """
 
     name: str
@@ -36,12 +36,12 @@ class PromptObject:
 
     @property
     def own_name(self) -> str:
-        """What the adapter calls the object."""
+        """Its name in the adapter."""
         return self.trained_name or self.name
 
     @property
     def key(self) -> tuple[Ref, str]:
-        """What tells it from other objects, whatever the scene calls it."""
+        """Identifies the object, whatever its name in the scene."""
         return self.record.ref, self.own_name
 
     @property
@@ -50,7 +50,7 @@ class PromptObject:
 
 
 class TrainedObjects:
-    """The trained objects of a project, by the records of its newest adapters; `source`: the adapter that all objects are taken from."""
+    """The trained objects of a project, from the records of its newest adapters, or of the adapter `source` only."""
 
     def __init__(self, ctx: StageContext, source: Ref | None = None) -> None:
         self.ctx, self.source = ctx, source
@@ -60,18 +60,18 @@ class TrainedObjects:
 
     @property
     def newest(self) -> dict[str, Record]:
-        """Adapter name to the record of its newest version; read when first needed."""
+        """Adapter name to the record of its newest version; read on first use."""
         if self._newest is None:
             store = self.ctx.store
             self._newest = {n: store.read_record(store.resolve(Ref("adapter", n))) for n in store.list_names("adapter")}
         return self._newest
 
     def has(self, name: str) -> bool:
-        """Whether there is an object of a name."""
+        """Whether there is an object with this name."""
         return bool(self._in_source(name)) or any(_own_name(record, name) for record in self.newest.values())
 
     def of_base(self) -> dict[str, str]:
-        """The objects that were trained on the command's base: name to class word."""
+        """The objects that were trained on the command's base, name to class word."""
         objects: dict[str, str] = {}
         for record in self.newest.values():
             with contextlib.suppress(IncompatibleError):
@@ -80,14 +80,15 @@ class TrainedObjects:
         return objects
 
     def find(self, name: str, version: int = 0, *, elsewhere: bool = False) -> PromptObject:
-        """Find the adapter that holds an object; with `elsewhere` also one beside the source.
+        """Find the adapter of an object; with `elsewhere` also outside of the source.
 
         Raises:
-            InputError: The source does not hold it. MissingError: no adapter does; the hint lists what there is. IncompatibleError: it is of another base.
+            InputError: The source lacks it. MissingError: There is no adapter; the hint lists the objects.
+            IncompatibleError: It has another base.
         """
         if self.source and not self._in_source(name) and not elsewhere:
             raise InputError(
-                f"{self.source} holds no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}"
+                f"{self.source} has no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}"
             )
         ref = (
             self.source
@@ -95,14 +96,14 @@ class TrainedObjects:
             else _find_adapter(self.ctx.store, self.newest, name, version)
         )
         if (name, ref) not in self._found:
-            record, digest = self.ctx.store.verify(ref)  # reads all of the file
+            record, digest = self.ctx.store.verify(ref)  # reads the complete file
             self.ctx.check_base(record, for_images=True)
             own = _own_name(record, name)
             self._found[name, ref] = PromptObject(name, record, digest, "" if own == name else own)
         return self._found[name, ref]
 
     def _in_source(self, name: str) -> str:
-        """What the source calls the object of a name; empty where it holds none of it."""
+        """The name of an object in the source; "" if the source lacks it."""
         return _find_own_name(self.source.name, self.in_source, name) if self.source else ""
 
 
@@ -111,20 +112,20 @@ def _own_name(record: Record, name: str) -> str:
 
 
 def _find_own_name(adapter: str, objects: Mapping[str, str], name: str) -> str:
-    """What an adapter calls the object of a name: an adapter of one object goes by its own name too; empty where it holds none of it."""
+    """The name of an object in an adapter, "" if it lacks it; an adapter of one object is also found by its own name."""
     return name if name in objects else next(iter(objects)) if adapter == name and len(objects) == 1 else ""
 
 
 def is_merged(record: Record) -> bool:
-    """Whether an adapter was made of others: those are the objects' own."""
+    """Whether an adapter was merged from others, which are the objects' own adapters."""
     return any(role.startswith(adapter.ADAPTER_ROLE) for role in record.inputs)
 
 
 def _find_adapter(store: Store, newest: Mapping[str, Record], name: str, version: int) -> Ref:
-    """The adapter of that name, or the joint one that holds the object.
+    """Find the adapter of that name, or the joint adapter with the object.
 
     Raises:
-        MissingError: None holds it, or several joint ones do.
+        MissingError: There is none, or several joint adapters have it.
     """
     if name in newest and _own_name(newest[name], name):
         return store.resolve(Ref("adapter", name, version))
@@ -147,7 +148,7 @@ def _find_adapter(store: Store, newest: Mapping[str, Record], name: str, version
 
 
 def scene_inputs(objects: list[PromptObject], avoided: Sequence[PromptObject] = ()) -> dict[str, dict[str, str]]:
-    """The adapters as `inputs` of a scene; `avoided`: objects that the negative prompt alone names."""
+    """The adapters as `inputs` of a scene's record; `avoided`: objects that only the negative prompt names."""
     roles = [(f"{scene.ADAPTER_ROLE}{o.name}", o) for o in objects] + [
         (f"{scene.NEGATIVE_ROLE}{o.name}", o) for o in avoided
     ]
@@ -155,10 +156,10 @@ def scene_inputs(objects: list[PromptObject], avoided: Sequence[PromptObject] = 
 
 
 def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
-    """An object's adapter as torch tensors.
+    """Load an object's adapter as torch tensors.
 
     Raises:
-        DamagedError: One holds NaN or infinity: whatever it draws would be black.
+        DamagedError: It contains NaN or infinity, which would give black images.
     """
     import torch
 
@@ -168,22 +169,22 @@ def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
 
 
 def scale_lora(weights: dict[str, Any], strength: float) -> dict[str, Any]:
-    """An adapter's tensors with its LoRA, biases too, as strong as asked for; its tokens stay as they are. At 1 the very same tensors."""
+    """Scale the LoRA of an adapter's tensors, with its biases, by a strength; token vectors stay. At 1 nothing changes."""
     return weights if strength == 1 else {k: v * strength if ".lora_B." in k else v for k, v in weights.items()}
 
 
 def has_lora(ctx: StageContext, item: PromptObject) -> bool:
-    """Whether an object's adapter is more than a token, by its header alone."""
+    """Whether an object's adapter has a LoRA; only the header is read."""
     return adapter.has_lora(ctx.store.read_tensor_specs(item.record.ref))
 
 
 def has_text_encoder_lora(ctx: StageContext, item: PromptObject) -> bool:
-    """Whether an object's adapter has layers of a text encoder, by its header alone."""
+    """Whether an object's adapter has layers of a text encoder; only the header is read."""
     return adapter.has_text_encoder_lora(ctx.store.read_tensor_specs(item.record.ref))
 
 
 def load_sources(ctx: StageContext, item: PromptObject) -> list[MaskArtifact]:
-    """The photos and masks that an object was trained on; empty where they were removed."""
+    """The photos and masks that an object was trained on; empty if they were removed."""
     for role, source in item.record.inputs.items():
         if not role.startswith((adapter.EMBEDDING_ROLE, adapter.ADAPTER_ROLE)):
             continue
@@ -201,7 +202,7 @@ def load_sources(ctx: StageContext, item: PromptObject) -> list[MaskArtifact]:
 
 
 def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
-    """Width over height of an object in its first photo; 1 where the photo is not there any more."""
+    """Width over height of an object in its first photo; 1 if the photo was removed."""
     sources = load_sources(ctx, item)
     if not sources:
         return 1.0
@@ -212,10 +213,10 @@ def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
 def add_placeholders(
     model: "BaseModel", objects: list[PromptObject], weights: dict[str, dict[str, Any]]
 ) -> "Placeholders":
-    """Teach the stack's tokenizer and text encoder the objects' names.
+    """Add the objects' placeholders to the base's tokenizers and text encoders.
 
     Raises:
-        DamagedError: An adapter has no vectors for its object.
+        DamagedError: An adapter lacks the vectors of its object.
     """
     from objtune_cli.models.placeholders import Placeholders, from_encoders
 

@@ -244,7 +244,7 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
     first, second = (np.asarray(Image.open(r.out.strip()), int) for r in (own, asked))
     assert np.abs(first - second).max() <= 2
     missing = scenes("generate", "<cup>", "-n", 1, "--adapter", "dog")
-    assert missing.code == 3 and "adapter/dog@1 holds no <cup>" in missing.err
+    assert missing.code == 3 and "adapter/dog@1 has no <cup>" in missing.err
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
             2,
             "2 places for dog, but the prompt names <dog> once",
         ),
-        (("compose", "<dog> and <cup>", "--place", "dog=0.5,0.5,1.5,0.9"), 2, "is no place"),
+        (("compose", "<dog> and <cup>", "--place", "dog=0.5,0.5,1.5,0.9"), 2, "is not a place"),
         (("compose", "<dog> and <hat>"), 4, "no trained object <hat>"),
     ],
 )

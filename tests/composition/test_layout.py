@@ -132,9 +132,9 @@ def test_one_object_stands_where_it_is_said() -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (["rex=0,0,0.5"], "is no place"), (["=left"], "is no place"),
-        (["rex=0.5,0.5,1.2,0.9"], "is no place"), (["rex=0.5,0.5,0.4,0.9"], "is no place"), (["rex=0.5,0.5,0.52,0.9"], "too small a place"),
-        (["rex=nan,0,1,1"], "is no place"),
+        (["rex=0,0,0.5"], "is not a place"), (["=left"], "is not a place"),
+        (["rex=0.5,0.5,1.2,0.9"], "is not a place"), (["rex=0.5,0.5,0.4,0.9"], "is not a place"), (["rex=0.5,0.5,0.52,0.9"], "too small for a place"),
+        (["rex=nan,0,1,1"], "is not a place"),
     ],
 )  # fmt: skip
 def test_what_is_no_place_is_refused(texts: list[str], said: str) -> None:

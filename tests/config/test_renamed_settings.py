@@ -74,7 +74,7 @@ def test_a_former_name_is_read_with_a_note(section: type, name: str, former: str
         layers.append(settings(tmp_path, "", {variable: text}))
     for found in layers:
         assert getattr(found.resolve(section), name) == value
-        assert len(found.notes) == 1 and f"is now {renamed_settings.today(KEYS.get(key, key))}" in found.notes[0]
+        assert len(found.notes) == 1 and f"is now {renamed_settings.present_key(KEYS.get(key, key))}" in found.notes[0]
 
 
 KEYS = {"base.tower": "tower", "base.strict": "strict_base"}

@@ -390,7 +390,7 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
         (("generate", "<dog> and <dog@1>", "<dog@2>"), 4, "there is no adapter/dog@2"),
         (("compose", "a dog"), 3, "names no trained object"),
         (("compose", "<dog>", "--place", "cup=left"), 3, "does not mention <cup>"),
-        (("compose", "<dog>", "--place", "dog=nowhere"), 2, "'dog=nowhere' is no place"),
+        (("compose", "<dog>", "--place", "dog=nowhere"), 2, "'dog=nowhere' is not a place"),
         (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml is no readable layout"),
         (("generate", "<dog>", "--base", "toybox"), 6, "was made with the base tiny, this command uses toybox"),
         (("generate", "<dog>", "--base", "nowhere/at/all"), 2, "there is no base nowhere/at/all"),

@@ -193,7 +193,7 @@ def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
     model = loading.load(base("LCMScheduler"), CPU, torch.float32)
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
         sample(model, "a dog", [0], SamplingSettings(60, 1.0))
-    with pytest.raises(IncompatibleError, match="the sampler euler cannot draw"):
+    with pytest.raises(IncompatibleError, match="the sampler euler does not support"):
         schedulers.choose(
             loading.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
         )

@@ -214,8 +214,8 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
     [
         (("<dog:2.1>",), 3, "<dog:2.1> has no strength"), (("<dog:-1>",), 3, "<dog:-1> has no strength"), (("<dog:nan>",), 3, "has no strength"),
         (("<dog:0,8>",), 3, "`<dog:0.8>`"), (("<dog:0.5> and <dog:0.6>",), 3, "the strengths 0.5 and 0.6"), (("<nobody:0.5>",), 4, "no trained object <nobody>"),
-        (("<rex:0.5> and <mat>",), 3, "share one LoRA, adapter/pair@1"), (("<dog>", "--negative", "<cup:0.5>"), 3, "the negative prompt gives <cup> a strength"),
-        (("<dog>", "--strength", 3), 2, "--strength is 3"), (("<dog>", "--strength", "nan"), 2, "--strength is nan"), (("<word:0.5>",), 3, "<word> is a token alone"),
+        (("<rex:0.5> and <mat>",), 3, "share one LoRA, adapter/pair@1"), (("<dog>", "--negative", "<cup:0.5>"), 3, "the negative prompt has a strength for <cup>"),
+        (("<dog>", "--strength", 3), 2, "--strength is 3"), (("<dog>", "--strength", "nan"), 2, "--strength is nan"), (("<word:0.5>",), 3, "<word> is a token without LoRA"),
         (("<lora:dog:0.8>",), 3, "write `<dog>`"),
     ],
 )  # fmt: skip
@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_take_pictures_is_refused_before_they_are_drawn(stu
 
     monkeypatch.setattr(StageContext, "load_base_model", lambda self, **_: pytest.fail("the base was loaded"))
     for out, said in (
-        ("new.png", "new.png is the name of a picture"),
+        ("new.png", "new.png is the name of an image file"),
         ("objtune.toml", "objtune.toml is a file, not a folder"),
         ("objtune.toml/x", "is a file, not a folder"),
     ):

@@ -56,7 +56,7 @@ def said(file: Path) -> dict[str, str]:
 
 def refused(result, path: str) -> None:
     assert (result.code, result.out) == (2, ""), result.err
-    assert f"error: {path} is there already" in result.err and "hint: `--force`" in result.err
+    assert f"error: {path} exists" in result.err and "hint: `--force`" in result.err
 
 
 def test_lora_and_embedding_of_one_object_lie_in_one_folder(store, tiny_base):
@@ -132,7 +132,7 @@ def test_two_files_of_one_command_are_not_one(store):
     store.publish("both", "dog", "cup")
     for refs, form in ((("dog@1", "dog@2"), "kohya"), (("dog", "both"), "embedding")):
         result = store("export", *refs, "--format", form, "--out", "out")
-        assert result.code == 2 and "error: two files would be out/dog" in result.err and not Path("out").exists()
+        assert result.code == 2 and "error: two files have the name out/dog" in result.err and not Path("out").exists()
     assert (
         store("export", "pair", "--format", "embedding", "--trigger", "rex=Zwx", "--trigger", "mat=zwx").code == 2
     )  # one file on Windows
@@ -253,7 +253,7 @@ def test_out_may_name_a_file(store):
         (("pair", "--format", "embedding", "--out", "x.safetensors"), "embedding writes several files"),
         (("dog", "--format", "hub", "--out", "x.safetensors"), "hub writes several files"),
         (("dog", "--format", "kohya", "--out", "x.pt"), "x.pt is the name of a file that is not written"),
-        (("dog", "cup", "--format", "kohya", "--out", "x.safetensors"), "two files would be x.safetensors"),
+        (("dog", "cup", "--format", "kohya", "--out", "x.safetensors"), "two files have the name x.safetensors"),
         (("dog", "--format", "embedding", "--out", "x.safetensors", "--trigger", "y"), "are two names"),
         (("dog", "--format", "kohya", "--out", "objtune.toml"), "objtune.toml is a file, not a folder"),
         (("dog", "--format", "kohya", "--out", "objtune.toml/a/b"), "objtune.toml is a file, not a folder"),
@@ -273,7 +273,7 @@ def test_folders_links_and_pipes_at_the_path(store):
     assert store("export", "dog", "--format", "kohya", "--out", "b").code == 2
     Path("c").mkdir()
     os.mkfifo("c/dog.safetensors")
-    assert "no regular file" in store("export", "dog", "--format", "kohya", "--out", "c").err
+    assert "not a regular file" in store("export", "dog", "--format", "kohya", "--out", "c").err
     assert store("export", "dog@1", "--format", "kohya", "--out", "real").code == 0
     store.publish("dog", "dog", scale=2.0)
     Path("linked").mkdir()
@@ -362,6 +362,6 @@ def test_the_library_takes_the_same_options(store, tiny_base):
         "zwx.safetensors"
     ]
     Path("lib/dog.safetensors").write_bytes(b"theirs")
-    with pytest.raises(ObjtuneError, match="is there already"):
+    with pytest.raises(ObjtuneError, match="exists and is not an export"):
         api.export(studio, "dog", "kohya", "lib")
     assert api.export(studio, "dog", "kohya", "lib", force=True)

@@ -183,7 +183,7 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Callable[..., Path]) -> N
         ("unet", {"in_channels": 9}, "an inpainting model: its denoiser takes 9 channels"),
         ("unet", {"in_channels": 8}, "a model that edits pictures"),
         ("unet", {"in_channels": 7}, "an upscaler"),
-        ("unet", {"in_channels": 5}, "told depths"),
+        ("unet", {"in_channels": 5}, "a depth-to-image model"),
         ("unet", {"out_channels": 8}, "gives 8 channels"),
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
         ("unet", {"num_class_embeds": 1000}, "num_class_embeds is 1000"),

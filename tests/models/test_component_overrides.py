@@ -133,7 +133,7 @@ def test_a_config_beside_a_file_says_what_it_predicts(
 
 def test_a_prediction_by_hand_helps_where_the_file_says_one_that_is_not_known(one: Callable[..., Path]) -> None:
     for path in (one("sdxl", ("ztsnr",)), one("sd1", said={"modelspec.prediction_type": "x"})):
-        with pytest.raises(IncompatibleError, match=r"epsilon|predicts x") as caught:
+        with pytest.raises(IncompatibleError, match=r"epsilon|prediction type x") as caught:
             registry.resolve(str(path))
         assert "--set prediction_type=v_prediction" in caught.value.hint
         assert registry.resolve(str(path), prediction="v").scheduler["prediction_type"] == "v_prediction"

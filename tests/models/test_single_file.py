@@ -128,8 +128,8 @@ def test_files_that_are_no_base(
 @pytest.mark.parametrize(
     ("name", "without", "said"),
     [
-        ("sd3", ("text_encoders.clip",), "holds no CLIP-L, no CLIP-G"),
-        ("sd35", ("text_encoders.clip_g",), "holds no CLIP-G"),
+        ("sd3", ("text_encoders.clip",), "has no CLIP-L, no CLIP-G"),
+        ("sd35", ("text_encoders.clip_g",), "has no CLIP-G"),
         ("sd3", ("first_stage_model",), "has no VAE"),
         ("sd3", ("model.diffusion_model.joint_blocks.2.",), "its transformer has 2 blocks, 16 wide"),
         ("sd35", ("model.diffusion_model.joint_blocks.1.x_block.attn2.",), "not the medium model of SD 3 or 3.5"),

@@ -143,7 +143,9 @@ def test_records_of_schema_2_are_read_under_the_names_of_today(schema2: Path) ->
         section = {"mask": "segment", "embedding": "init-embedding", "prior": "prior", "scene": "generate"}.get(
             record.kind, "train"
         )
-        assert not [key for key in record.config if renamed_settings.today(f"{section}.{key}") != f"{section}.{key}"]
+        assert not [
+            key for key in record.config if renamed_settings.present_key(f"{section}.{key}") != f"{section}.{key}"
+        ]
     train = Store.at(schema2).read_record(parse("adapter/rex@1")).config
     assert (train["fix_embedding_norm"], train.get("context_words", "placeholder")) == (
         False,

@@ -54,7 +54,7 @@ def test_white_space_is_white_space_and_invisible_characters_go(typed: str, clea
     [
         ("a dog\x1b[31m", r"U\+001B \(ESC\) at character 6"), ("\0a", r"U\+0000 \(NUL\) at character 1"), ("a\x7f", r"U\+007F"), ("a\x9b", r"U\+009B"),
         ("a\ufffe", r"U\+FFFE"), ("a\udcff", "is not UTF-8 at character 2"), ("", "is empty"), (" \n\u3000", "is empty"), ("\ufeff", "is empty"),
-        ("x" * 20_001, "has 20001 characters; at most 20000"),
+        ("x" * 20_001, "has 20001 characters; the maximum is 20000"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_place(typed: str, said: str) -> None:
@@ -81,7 +81,7 @@ def test_brackets_of_web_pages_shells_and_keyboards_are_brackets(typed: str, rea
     [
         ("<lora:dog:0.8>", "<lora:dog:0.8> cannot be the name", "write `<dog>`, or `<dog:0.8>` at that strength"), ("<lora:dog:high>", "cannot be", "write `<dog>`:"), ("<lora:my_Hat:0.8>", "cannot be the name", "objtune import FILE --class WORD --name my-hat"),
         ("<dog 0.8>", "cannot be the name", "`<dog:0.8>`"), ("<dog=0.8>", "cannot be the name", "`<dog:0.8>`"), ("<dog|cup>", "cannot be the name", "`<dog@2>`"),
-        ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog@v1>", "cannot be the name", "write `<dog>`"), ("<dog on the beach", "`<dog` has one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has one bracket", "write `<dog>`"),
+        ("<hypernet:dog:1>", "cannot be the name", "`<rex@2>`"), ("<dog@v1>", "cannot be the name", "write `<dog>`"), ("<dog on the beach", "`<dog` has only one bracket", "write `<dog>`"), ("a dog> here", "`dog>` has only one bracket", "write `<dog>`"),
     ],
 )  # fmt: skip
 def test_brackets_without_a_name_are_refused_with_what_to_write(typed: str, said: str, hint: str) -> None:
@@ -364,14 +364,14 @@ def test_two_of_the_same_object_are_two(drawn) -> None:
     assert {"close.dog", "close.dog-2"} < set(arrays)
     fast = ("--set", "compose.refine_strength=0", "--set", "compose.presence_check=false")
     free = drawn("compose", "<dog@1> to the left of a <dog> at night", *fast)
-    assert free.code == 0 and "placed by us: dog=" in free.err, free.err
+    assert free.code == 0 and "placed by default: dog=" in free.err, free.err
     places = record_of(2).config["places"]
     assert places["dog"][2] <= places["dog-2"][0] + 0.01
     assert drawn("compose", "<dog> at night", *fast).code == 0 and record_of(3).config["places"].keys() == {"dog"}
     more = drawn("compose", "<dog>", "--place", "dog=left", "--place", "dog=right")
     assert more.code == 2 and "2 places for dog, but the prompt names <dog> once" in more.err
     crowd = drawn("compose", "<dog> " * 17)
-    assert crowd.code == 3 and "the prompt names 17 objects; a scene has room for 16" in crowd.err
+    assert crowd.code == 3 and "the prompt names 17 objects; a scene has at most 16" in crowd.err
 
 
 def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:

@@ -1,7 +1,7 @@
 """Train the CLIP vision encoder on cut-outs: the class inside a mask, or whether it is an object at all.
 
-A tower that saw whole pictures alone says little of what is cut out of one; it is adapted to masks as in OVSeg (arXiv:2210.04150), on
-exact and worn masks, parts and backgrounds. Goes on from a published base, whose text tower stays as it is.
+A vision encoder trained on whole images only is inaccurate on cut-outs. It is adapted to masks as in OVSeg (arXiv:2210.04150), on exact
+and distorted masks, parts and backgrounds. Training starts from a published base, whose text encoder does not change.
 """
 
 import functools
@@ -43,8 +43,8 @@ class Bank:
     """Rendered scenes.
 
     Attributes:
-        pictures: (N, S, S, 3) uint8. owner: (N, S, S) uint8: 0 behind everything, i + 1 where object i is seen.
-        scenes: As parameters; those of even number are as the base draws them, the others crowded and of any size.
+        pictures: (N, S, S, 3) uint8. owner: (N, S, S) uint8: i + 1 where object i is visible, 0 elsewhere.
+        scenes: As parameters; even ones as in the base's training, odd ones crowded and with objects of any size.
     """
 
     pictures: np.ndarray
@@ -118,7 +118,7 @@ def cut_background(bank: Bank, row: int, rng: np.random.Generator) -> np.ndarray
     for _ in range(20):
         blob = random_shapes.outline(rng, side) > 127
         kind = rng.random()
-        if kind < 0.45:  # what lies on one side of a line through an object
+        if kind < 0.45:  # the part on one side of a line through an object
             mask, k = cut_object(bank, row, rng)
             if k < 0:
                 continue
@@ -163,10 +163,10 @@ def cut(
 
 
 def likeness_loss(vectors: Tensor, text_vectors: Tensor, label: Tensor) -> Tensor:
-    """-ln p(class) of a cut-out that shows an object, -ln of the sum over GROUNDS of one that shows none; as a class word chooses.
+    """Cross-entropy: -ln p(class) for cut-outs of an object, -ln of the summed p of `BACKGROUND_LABELS` for others.
 
     Args:
-        vectors: (B, d) unit. told: (K + G, d) unit, classes then GROUNDS. label: (B,) in [-1, K).
+        vectors: (B, d) unit. text_vectors: (K + G, d) unit, classes then `BACKGROUND_LABELS`. label: (B,) in [-1, K).
     """
     log_probs = (SHARPNESS * vectors @ text_vectors.T).log_softmax(1)
     nothing = log_probs[:, len(text_vectors) - len(BACKGROUND_LABELS) :].logsumexp(1)

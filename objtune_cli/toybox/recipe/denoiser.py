@@ -1,6 +1,6 @@
 """Train the denoiser: v-prediction in latent space with the text encoder's conditioning, zero terminal SNR."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,44 +99,25 @@ def train(
     bank = latents(work, data, vae)
     usable = len(bank) - HELD_BACK
     pairs = np.flatnonzero(data.labels[:usable, 1, 0] >= 0)
-    share = PAIRS if len(pairs) else 0.0
     text_model = clip.text_model.requires_grad_(False).eval().to(device)
     half = device == "cuda" or (device == "cpu" and precision.processor_has_bf16())
     if half and device == "cpu":
         precision.run_norms_in_float32(unet)
 
-    def encode(texts: list[str]) -> Tensor:
-        ids = tokenizer(texts, padding="max_length", max_length=preset.tokens, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            return text_model(input_ids=ids.input_ids.to(device)).last_hidden_state
-
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        anywhere = torch.randint(usable, (preset.denoiser_batch,), generator=g).tolist()
-        among = torch.randint(max(1, len(pairs)), (preset.denoiser_batch,), generator=g).tolist()
-        doubled = (torch.rand(preset.denoiser_batch, generator=g) < share).tolist()
-        rows = [int(pairs[p]) if d else r for r, p, d in zip(anywhere, among, doubled, strict=True)]
-        pick = torch.randint(preset.captions, (len(rows),), generator=g).tolist()
-        full = (torch.rand(len(rows), generator=g) < FULL_CAPTION).tolist()
-        dropped = (torch.rand(len(rows), generator=g) < NO_PROMPT).tolist()
-        texts = [
-            "" if d else max(data.captions[r], key=len) if f else data.captions[r][k]
-            for r, k, f, d in zip(rows, pick, full, dropped, strict=True)
-        ]
+        rows = _sample_rows(usable, pairs, preset.denoiser_batch, g)
+        texts = _sample_texts([data.captions[row] for row in rows], preset.captions, g)
         z = torch.from_numpy(bank[rows]).float().permute(0, 3, 1, 2)
         noise = torch.randn(z.shape, generator=g)
-        # Half of the rows where most of an object's identity is lost (samples started from true latents show it), half anywhere.
-        t = torch.where(
-            torch.rand(len(rows), generator=g) < 0.5,
-            torch.randint(0, 1000, (len(rows),), generator=g),
-            torch.randint(*FOCUS, (len(rows),), generator=g),
-        )
+        t = _sample_timesteps(len(rows), g)
         a = noise_levels[t].sqrt().view(-1, 1, 1, 1)
         s = (1 - noise_levels[t]).sqrt().view(-1, 1, 1, 1)
         cover = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
         weight = 1 + OBJECT_WEIGHT * F.max_pool2d(cover, 3, 1, 1)
         x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            v = unet(x.to(device), t.to(device), encode(texts)).sample
+            features = _encode(text_model, tokenizer, texts, preset.tokens, device)
+            v = unet(x.to(device), t.to(device), features).sample
         error = (v.float() - (a * noise - s * z).to(device)).square()
         weight = weight.to(device)
         return {"v": (error * weight / weight.mean()).mean()}
@@ -146,3 +127,38 @@ def train(
     unet = fit("denoiser", unet, losses, plan, work, sample=show, device=device)
     text_model.to("cpu")
     return unet
+
+
+def _sample_rows(usable: int, pairs: np.ndarray, count: int, g: torch.Generator) -> list[int]:
+    """Indices of images: uniform, and a fraction `PAIRS` from the scenes of two objects."""
+    anywhere = torch.randint(usable, (count,), generator=g).tolist()
+    among = torch.randint(max(1, len(pairs)), (count,), generator=g).tolist()
+    doubled = (torch.rand(count, generator=g) < (PAIRS if len(pairs) else 0.0)).tolist()
+    return [int(pairs[p]) if d else r for r, p, d in zip(anywhere, among, doubled, strict=True)]
+
+
+def _sample_texts(captions: Sequence[Sequence[str]], count: int, g: torch.Generator) -> list[str]:
+    """One of the `count` captions of each image, its longest caption, or the empty prompt."""
+    pick = torch.randint(count, (len(captions),), generator=g).tolist()
+    full = (torch.rand(len(captions), generator=g) < FULL_CAPTION).tolist()
+    dropped = (torch.rand(len(captions), generator=g) < NO_PROMPT).tolist()
+    return [
+        "" if d else max(texts, key=len) if f else texts[k]
+        for texts, k, f, d in zip(captions, pick, full, dropped, strict=True)
+    ]
+
+
+def _sample_timesteps(count: int, g: torch.Generator) -> Tensor:
+    """Timesteps (count,): half of them in `FOCUS`, where samples started from true latents lose most identity."""
+    return torch.where(
+        torch.rand(count, generator=g) < 0.5,
+        torch.randint(0, 1000, (count,), generator=g),
+        torch.randint(*FOCUS, (count,), generator=g),
+    )
+
+
+@torch.no_grad()
+def _encode(text_model: Any, tokenizer: Any, texts: list[str], length: int, device: str) -> Tensor:
+    """Text features (B, length, d)."""
+    ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return text_model(input_ids=ids.input_ids.to(device)).last_hidden_state
