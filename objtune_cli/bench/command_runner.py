@@ -61,7 +61,7 @@ def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict
     Raises:
         Stopped: A signal came; the command was terminated.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # methods set everything themselves
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # methods set all values themselves
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(

@@ -18,7 +18,7 @@ from objtune_cli.workflow.prompt_text import clean_prompt
 LISTING = "prompts_and_classes.txt"
 """File with the table of subjects and classes, and both lists of prompts."""
 TOKEN_AND_CLASS = "{0} {1}"
-"""Stands for placeholder and class word in a prompt."""
+"""Marks the position of placeholder and class word in a prompt."""
 MASK_SUFFIX = ".mask.png"
 """Suffix of the mask of a photo, 00.mask.png beside 00.jpg; not part of the data set."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")

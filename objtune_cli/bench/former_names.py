@@ -9,7 +9,7 @@ MEASURES = {
     "presence": "all_present",
     "class": "class_accuracy",
 }
-"""Of single objects."""
+"""Measures of single objects."""
 SCENE_MEASURES = {
     "presence": "all_present",
     "each": "object_present",
@@ -19,9 +19,9 @@ SCENE_MEASURES = {
     "blamed": "false_alarm_rate",
     "missed": "miss_rate",
 }
-"""Of scenes with several objects."""
+"""Measures of scenes with several objects."""
 METHODS = {"stranger": "other-instance", "decoded": "vae-reconstruction", "described": "prompt-only"}
-"""Of the reference methods on single objects."""
+"""Reference methods on single objects."""
 FORMER_METHODS = {name: former for former, name in METHODS.items()}
 
 

@@ -20,9 +20,11 @@ from objtune_cli.models.base_spec import BaseSpec
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 DIFFUSERS_DEFAULTS = neutral(Train)
-"""Where all baselines start: every setting at its neutral value, as in diffusers' examples: the photo without augmentation, its latents sampled at each step, no teacher outside the
-mask, uniform timesteps, a constant learning rate, one prompt, PyTorch's AdamW, one forward pass per step, the whole model in memory.
-Each baseline also sets all its learning rates, so that the base's defaults for ours do not change it."""
+"""Settings that all baselines start from: every setting has its neutral value, as in diffusers' examples.
+
+That is: no augmentation, latents sampled at each step, no teacher outside the mask, uniform timesteps, a constant learning
+rate, one prompt, PyTorch's AdamW, one forward pass per step, and the whole model in memory. Each baseline also sets its
+learning rates, so that the base's defaults for ours do not change it."""
 CLASS_IMAGES = {"num_class_images": 100}
 """Number of DreamBooth's generated class images (diffusers' README: 100; 12 are enough for our teacher)."""
 
@@ -33,7 +35,7 @@ class Method:
 
     Attributes:
         title: Name in tables.
-        source: Where its losses and settings come from.
+        source: Source of its losses and settings.
         embed, train, prior: Settings that differ from the defaults.
         photo_variant: The photo it trains on, one of `photo_variants.VARIANTS`.
         hint: Use of the mask: `mask`, as it is, or `rough`, refined first.
@@ -207,7 +209,7 @@ def _with_changes(name: str, *changes: str) -> Method:
         section, _, key = renamed_settings.present_key(change.partition("=")[0].strip()).partition(".")
         if section not in parts or (section == "generate" and key not in GUIDANCES):
             raise UsageError(
-                f"{change} is no setting of a method",
+                f"{change} is not a setting of a method",
                 f"{', '.join(f'{p}.…' for p in list(parts)[:-1])}, {', '.join(f'generate.{g}' for g in GUIDANCES)} are",
             )
         parts[section][key] = getattr(settings.resolve(SECTIONS[section]), key)

@@ -1,6 +1,6 @@
 """Variants of a training photo: the exact one, a smaller object, inexact masks, and further photos of the object.
 
-Knows toybox scenes, not methods. "5 % of the object's size" refers to the longer side of its box.
+"5 % of the object's size" refers to the longer side of its box.
 """
 
 import zlib
@@ -58,7 +58,7 @@ def _shrink_object(case: Case, share: float) -> Photo:
     size = max(1, round(PHOTO_SIDE * factor))
     ys, xs = (mask > 127).nonzero()
     centre = np.array([ys.min() + ys.max(), xs.min() + xs.max()]) / 2
-    top, left = (round(float(c) * (1 - factor)) for c in centre)  # the object's centre stays where it was
+    top, left = (round(float(c) * (1 - factor)) for c in centre)  # the object's centre stays
     layer = np.zeros((PHOTO_SIDE, PHOTO_SIDE, 4), np.float32)
     layer[top : top + size, left : left + size] = cv2.resize(
         np.dstack([paint, cover]), (size, size), interpolation=cv2.INTER_AREA
@@ -68,7 +68,7 @@ def _shrink_object(case: Case, share: float) -> Photo:
 
 
 def _distort_mask(mask: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
-    """A mask whose edge is wrong by `ROUGH` of the object's size."""
+    """A mask with an edge error of `ROUGH` of the object's size."""
     inside = (mask > 127).astype(np.uint8)
     ys, xs = inside.nonzero()
     radius = ROUGH * max(ys.max() - ys.min(), xs.max() - xs.min())

@@ -22,7 +22,7 @@ from objtune_cli.workflow.reporting import Reporter
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
-"""What methods are measured on: a toybox object, or a subject of a data set."""
+"""An object that methods are measured on: a toybox object, or a subject of a data set."""
 Measurement = tuple[dict[str, float], np.ndarray | None]
 """Measures, and the images (N, S, S, 3) uint8 for the contact sheet."""
 
@@ -67,7 +67,7 @@ class ResultCache:
                     failed, "of_base", False
                 ):  # no method works with such a base
                     raise
-                values, images = {}, None  # it diverged: that is a result too
+                values, images = {}, None  # a diverged training is a result too
                 self.report.note("; ".join(filter(None, (failed.message, failed.hint))))
             nonfinite = [n for n, value in values.items() if not math.isfinite(value)]
             if nonfinite:

@@ -51,10 +51,10 @@ DEFAULT_METHODS = (
     "joint-dreambooth-lora",
     "joint-custom-diffusion",
 )
-"""Methods that are measured if none is named."""
+"""Methods that are measured by default."""
 IMAGES_PER_BACKGROUND = 2
 RETRY_SECONDS = 2.0
-"""Seconds after which a shard asks again for an object that another shard is training."""
+"""Seconds between checks for an object that another shard is training."""
 
 Measured = tuple[dict[str, float], np.ndarray]
 """Measures of a method on a group, and its images."""

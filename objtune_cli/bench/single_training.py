@@ -85,7 +85,7 @@ def result_key(ctx: StageContext, case: Case, name: str, method: Method, seed: i
 
 
 def result_inputs(ctx: StageContext, name: str, method: Method) -> dict[str, Any]:
-    """What every result of a method depends on: its settings, the base, the device and the versions of libraries."""
+    """The inputs of every result of a method: its settings, the base, the device and the versions of libraries."""
     inputs: dict[str, Any] = {
         "method": former_name(name), "embed": former("init-embedding", identifying(replace(Embed(), **method.embed))),
         "train": former("train", identifying(train.fill_defaults(replace(Train(), **method.train), ctx.base.training))),
@@ -155,7 +155,7 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
         for kind in ("mask", "embedding", "adapter"):
             ctx.store.backend.delete(f"{ARTIFACTS}{kind}/")
         for state in ctx.store.backend.list(STATES):
-            if state.key.endswith(".safetensors"):  # not the lock of the bench
+            if state.key.endswith(".safetensors"):  # without the lock of the bench
                 ctx.store.backend.delete(state.key)
     with disk_errors.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:
         photos = []
@@ -191,7 +191,7 @@ def sheet_row(case: Case, images: np.ndarray) -> np.ndarray:
 def ground_truth(
     network: Evaluator, case: Case, dial: Dial, scale: truth_scores.Calibration, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Renderings of the object, scored as a method is: the meaning of 1, with its spread."""
+    """Renderings of the object, scored like a method: the meaning of 1, with its spread."""
     images = rendering.render_scenes([p.truth(case.instance, dial, seed + 2) for p in case.prompts])
     return truth_scores.score(case, scale, rendering.read_images(network, images)), images
 

@@ -1,6 +1,6 @@
 """Table rows from results on toybox objects: means, and paired differences between our method and each other one.
 
-Knows results, not how they were measured.
+The module depends on results only.
 """
 
 import json
@@ -26,7 +26,7 @@ COMPARED = ("identity", "prompt", "diversity", "background_leakage", "drift", "a
 
 
 def read_results(file: Path) -> dict[str, list[Row]]:
-    """Read results by method from a `results.jsonl`; of several results of one method on one object the last.
+    """Read results by method from a `results.jsonl`; the last result of a method on an object counts.
 
     Raises:
         InputError: The file cannot be read or has other contents.
@@ -38,9 +38,9 @@ def read_results(file: Path) -> dict[str, list[Row]]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{file} holds no results of a bench on drawn objects", hint) from None
+        raise InputError(f"{file} has no results of a benchmark on toybox objects", hint) from None
     if not all(isinstance(row["scale"], dict) and isinstance(row["measures"], dict) for row in results.values()):
-        raise InputError(f"{file} holds no results of a bench on drawn objects", hint)
+        raise InputError(f"{file} has no results of a benchmark on toybox objects", hint)
     if not results:
         raise InputError(f"{file} is empty", hint)
     return {
@@ -61,7 +61,9 @@ def build_table(results_by_method: Mapping[str, Sequence[Row]]) -> list[Row]:
         InputError: There are no results of the ground truth.
     """
     if "truth" not in results_by_method:
-        raise InputError("the results lack the method truth, which scales the shares", "give a whole results.jsonl")
+        raise InputError(
+            "the results lack the method `truth`, which scales the fractions", "use a complete results.jsonl"
+        )
     truth = [r["measures"] for r in results_by_method["truth"]]
     pooled = {
         m: float(np.mean([v[m] for v in truth if m in v])) for m in truth_scores.POOLED if any(m in v for v in truth)

@@ -44,8 +44,10 @@ class WorkerProcesses:
                 check()
             message = self.pipes[name].recv()
         except (EOFError, OSError):
-            check()  # the signal that ended it may be for this process too
-            raise ResourceError(f"the process that measures {name} ended", "is there enough memory?") from None
+            check()  # a signal may have ended both processes
+            raise ResourceError(
+                f"the process that measures {name} ended unexpectedly", "is there enough memory?"
+            ) from None
         if "failed" in message:
             raise ResourceError(message["failed"], message["hint"])
         return message

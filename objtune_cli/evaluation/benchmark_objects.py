@@ -14,12 +14,12 @@ PHOTO_SIDE = 320
 SEED_STRIDE = 10_000
 """Distance between the first seeds of two objects' prompts, so that objects have different poses and noise."""
 OBJECT_SLOT = "<object>"
-"""Stands for the object in a prompt."""
+"""Placeholder of the object in a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt and what its image must show.
+    """One prompt and the contents that its image must have.
 
     Attributes:
         kind: "scene", "wearing" or "pair".
@@ -38,7 +38,7 @@ class Prompt:
     seed: int
 
     def truth(self, instance: Instance, dial: Dial, seed: int) -> Scene:
-        """A scene that shows what the prompt says, with a new pose."""
+        """A scene with the contents of the prompt and a new pose."""
         rng = np.random.default_rng((seed, self.seed))
         if self.accessory:
             instance = replace(instance, accessory=self.accessory)

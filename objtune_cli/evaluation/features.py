@@ -82,8 +82,8 @@ def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
     source, index = (ctx.base.clip_path, 0) if ctx.base.clip_path else (ctx.base.clip_2_path, 1)
     if source is None:
         raise ResourceError(
-            f"the base {ctx.base.id} has no CLIP vision encoder to measure with",
-            f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; docs/reference/base-models.md says where else it may lie",
+            f"the base {ctx.base.id} has no CLIP vision encoder for the measures",
+            f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; docs/reference/base-models.md lists the other places",
         )
     base_model = ctx.load_base_model()
     model = towers.load(source, base_model, index).clip
@@ -151,7 +151,7 @@ def _load_vit_file(path: Path) -> Any:
     """Load a ViT from one file; its sizes come from its tensors, with attention heads of 64 as in all DINO models.
 
     Raises:
-        ResourceError: The file is no safetensors file of a ViT.
+        ResourceError: The file is not a safetensors file of a ViT.
     """
     from safetensors.torch import load_file
     from transformers import ViTConfig, ViTModel
@@ -180,14 +180,14 @@ def _load_vit_file(path: Path) -> Any:
     except (OSError, KeyError, *UNREADABLE) as error:
         raise ResourceError(
             f"{path} cannot be opened as a ViT: {str(error).splitlines()[0]}",
-            f"give DINO's folder, or bring it with `objtune fetch --model {DINO}`",
+            f"use DINO's folder, or download it with `objtune fetch --model {DINO}`",
         ) from None
     model, loading_info = loaded
     if loading_info["missing_keys"]:
         lacking = sorted(loading_info["missing_keys"])[0]
         raise ResourceError(
             f"{path} cannot be opened as a ViT: it lacks {lacking}",
-            "give a file with the names of transformers, or DINO's folder",
+            "use a file with the names of transformers, or DINO's folder",
         )
     finite_checks.check_weights(f"ViT in {path}", model)
     return model.eval().requires_grad_(False)
@@ -217,7 +217,7 @@ def _load_pretrained(kind: Any, name: str, option: str, families: tuple[str, ...
         elif kind.__name__.endswith("Tokenizer"):
             with translate_errors():
                 loaded = kind.from_pretrained(folder, local_files_only=True)
-        else:  # nothing here reads what pools a ViT's patches, which DINO's files do not have
+        else:  # the pooling layer is not used, and DINO's files do not have it
             loaded = load_complete(kind, folder, f"the model {name}", unread=("pooler.",))
     except (OSError, *UNREADABLE) as error:
         raise ResourceError(f"{name} cannot be opened: {str(error).splitlines()[0]}", hint) from None
@@ -240,7 +240,7 @@ def read_preprocessing(folder: Path | None, default: Preprocessing, *, any_size:
     papers' tables resize the shorter side and crop the centre.
 
     Args:
-        default: Values that the file does not give.
+        default: Values for keys that the file lacks.
         any_size: Whether the model takes images of any side; else the file's sides are scaled to the model's.
     """
     import json

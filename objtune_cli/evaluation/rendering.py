@@ -117,8 +117,8 @@ def sample_images(
     flat = [seeds[i] for i, picture in enumerate(images) if is_single_color(picture)]
     if flat and not ctx.force:
         raise GateError(
-            f"{len(flat)} of {len(images)} pictures of {label} are of one colour (seed {flat[0]}): not measured",
-            "`--force` measures them",
+            f"{len(flat)} of {len(images)} images of {label} have one colour (seed {flat[0]}) and are not measured",
+            "use `--force` to measure them",
         )
     return images
 

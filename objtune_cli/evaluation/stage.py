@@ -61,14 +61,14 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
     record = ctx.store.read_record(ref)
     ctx.check_base(record, for_images=True)
     if name is None and len(record.objects) > 1:
-        raise InputError(f"{ref} holds several objects", f"choose one with `--name`: {', '.join(record.objects)}")
+        raise InputError(f"{ref} has several objects", f"choose one with `--name`: {', '.join(record.objects)}")
     name = name or next(iter(record.objects))
     if name not in record.objects:
-        raise InputError(f"{ref} holds no {name}", f"it holds {', '.join(record.objects)}")
+        raise InputError(f"{ref} has no {name}", f"it has {', '.join(record.objects)}")
     item = trained_objects.PromptObject(name, record, ctx.store.compute_sha256(ref))
     sources = trained_objects.load_sources(ctx, item)
     if not sources:
-        raise InputError(f"{record.ref} does not say which photo {name} was learned from", "train it from a photo")
+        raise InputError(f"{record.ref} does not store the training photo of {name}", "train the object from a photo")
     weights = trained_objects.load_tensors(ctx, item)
     further = tuple((source.rgb, source.mask) for source in sources[1:])
     return TrainedSubject(name, record.objects[name], sources[0].rgb, sources[0].mask, weights, further)
@@ -84,7 +84,7 @@ def score_on_toybox(
     """
     network = inference.load()
     if subject.kind not in dial.classes:
-        raise InputError(f"the toybox draws no {subject.kind}", f"it draws {', '.join(dial.classes)}")
+        raise InputError(f"the toybox has no {subject.kind}", f"it has {', '.join(dial.classes)}")
     case, scale = _calibrate(network, subject, dial, repeats, seed)
     before = rendering.read_images(
         network, rendering.sample_class(ctx, rendering.load_adapter(ctx, subject.name, None)[0], subject.kind)

@@ -1,6 +1,6 @@
 """Statistics of measures: means, confidence intervals, calibration and table rows.
 
-Knows numbers and vectors, not where they come from. Formulas are ours unless a source is named.
+The module depends on numbers and vectors only. Formulas without a source are ours.
 """
 
 import math
@@ -43,7 +43,7 @@ def calibrate(value: float, zero: float, one: float) -> float:
         ValueError: `zero` equals `one`.
     """
     if one == zero:
-        raise ValueError(f"0 and 1 of the measure are both {zero}")
+        raise ValueError(f"0 and 1 of the measure have the same raw value {zero}")
     return (value - zero) / (one - zero)
 
 

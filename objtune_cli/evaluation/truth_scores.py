@@ -17,7 +17,7 @@ MIN_IDENTITY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Calibration of the measures of one object: what 0 and 1 mean.
+    """Calibration of the measures of one object: the raw values for 0 and 1.
 
     Attributes:
         references: Identity vectors of renderings of the object, (R, d).

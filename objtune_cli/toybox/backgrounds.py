@@ -1,6 +1,6 @@
 """Backgrounds of the toybox, drawn from a seed at any size.
 
-Frame: fractions of the picture, (0, 0) top left. All functions paint into an (N, N, 3) uint8 array.
+Frame: fractions of the image, (0, 0) top left. All functions paint into an (N, N, 3) uint8 array.
 """
 
 from collections.abc import Callable

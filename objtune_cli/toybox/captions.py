@@ -22,7 +22,7 @@ PLACES = {
     "city": ("in the city", "on a city street"),
     "underwater": ("under water", "underwater"),
 }
-"""Background to the phrases that name it; the first one is the plainest."""
+"""Background to the phrases that name it; the first one is the simplest."""
 
 PATTERN_WORDS = {"plain": "plain", "spots": "spotted", "stripes": "striped", "checks": "checkered"}
 
@@ -110,7 +110,7 @@ PLAIN_WORDS = [
     "side",
     "view",
 ]
-"""Words of ordinary prompts, each a single token; the base ignores those that no caption uses."""
+"""Words of ordinary prompts, each a single token; the base has not learned those that no caption has."""
 
 
 def vocabulary() -> list[str]:

@@ -21,7 +21,7 @@ class Mark:
     Attributes:
         kind: One of `EMBLEMS`. panel: Which panel of the figure it lies on, modulo their number.
         u, v: Its centre on the panel, each in [-1, 1]. size: Its radius, in units of the figure. turn: Its rotation, radians.
-        rgb: Its colour, [0, 255]. seed: What tells two emblems of one kind apart.
+        rgb: Its colour, [0, 255]. seed: Distinguishes two emblems of one kind.
     """
 
     kind: str

@@ -26,12 +26,12 @@ NOSE = (236, 124, 134)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Parts in drawing order, and where accessories and marks sit.
+    """Parts in drawing order, and the places of accessories and marks.
 
     Attributes:
         head, neck: x, y and half width. panels: Ellipses on the coat where emblems lie: x, y and both radii.
-        eye: x, y and size of what a marking of the class lies around: an eye, a window, a rim.
-        ear: Tip and size of what may be torn or chipped; size 0 for nothing.
+        eye: x, y and size of the part that the class's marking surrounds: an eye, a window, a rim.
+        ear: Tip and size of the part that may be torn or chipped; size 0 for none.
     """
 
     parts: list[tuple[Fill, Polygon]]

@@ -1,6 +1,6 @@
 """Images of random textured shapes on random textures, for the training of the segmenter.
 
-They have no words and no classes; an object is any connected shape with one texture.
+An object is any connected shape with one texture; there are no classes or words.
 """
 
 import cv2
@@ -56,7 +56,7 @@ def outline(rng: np.random.Generator, size: int) -> np.ndarray:
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """A frame (size, size, 3) uint8 of one texture: plain, a gradient, noise, stripes, spots or checks."""
     first, second = rng.uniform(0, 255, (2, 3))
-    if rng.random() < 0.5:  # much of the world differs in brightness more than in colour
+    if rng.random() < 0.5:  # many objects differ from their surroundings more in brightness than in colour
         second = (first + rng.normal(0, 50)).clip(0, 255)
     y, x = np.mgrid[:size, :size] / size
     turn = rng.uniform(0, np.pi)

@@ -104,7 +104,7 @@ def _tear(
     shape: object_shapes.Figure,
     place: Callable[[object_shapes.Polygon], np.ndarray],
 ) -> None:
-    """Remove what is torn or chipped off, with an ink line along the tear."""
+    """Remove the torn or chipped part, with an ink line along the tear."""
     ink = max(1, round(OUTLINE * len(image)))
     for polygon in _notches(instance, shape):
         torn, line = np.zeros_like(mask), np.zeros_like(mask)
@@ -118,7 +118,7 @@ def _tear(
 def _marks(
     instance: Instance, shape: object_shapes.Figure
 ) -> Iterator[tuple[tuple[int, int, int], list[object_shapes.Polygon]]]:
-    """Colour and contours of what lies on the coat: the marking of the class, then the emblems."""
+    """Colour and contours on the coat: the marking of the class, then the emblems."""
     if instance.marking and instance.marking[0] < 2 / 3 and shape.eye[2]:
         x, y, size = shape.eye
         wide, high = size * (1.0 + 0.6 * instance.marking[1]), size * (1.6 - 0.6 * instance.marking[1])
@@ -130,7 +130,7 @@ def _marks(
 
 
 def _notches(instance: Instance, shape: object_shapes.Figure) -> Iterator[object_shapes.Polygon]:
-    """What is torn or chipped off."""
+    """Yield the contour of the torn or chipped part, if there is one."""
     if instance.marking and instance.marking[0] > 1 / 2 and shape.ear[2]:
         x, y, size = shape.ear
         turn = 2 * np.pi * instance.marking[2]

@@ -227,5 +227,5 @@ def test_a_base_that_does_not_name_its_pictures_is_refused_before_any_is_drawn(
     about = json.loads((ctx.base.folder / "toybox.json").read_text())
     monkeypatch.setattr(base_model.json, "loads", lambda text: {k: v for k, v in about.items() if k != "pictures"})
     monkeypatch.setattr(StageContext, "load_base_model", lambda *_, **__: pytest.fail("the base was loaded"))
-    with pytest.raises(IncompatibleError, match="does not name its training pictures"):
+    with pytest.raises(IncompatibleError, match="does not name its training images"):
         base_model.run(ctx, project / "out", EASY, Bench(num_base_samples=16))

@@ -58,7 +58,7 @@ def test_pictures_of_one_colour_are_not_measured(tmp_path: Path) -> None:
     ctx: Any = SimpleNamespace(
         progress=lambda label: lambda *args: None, base=SimpleNamespace(sampling_kwargs=lambda: sampling), force=False
     )
-    with pytest.raises(GateError, match=r"2 of 2 pictures of a dog are of one colour \(seed 3\): not measured"):
+    with pytest.raises(GateError, match=r"2 of 2 images of a dog have one colour \(seed 3\) and are not measured"):
         rendering.sample_images(ctx, model, ["a dog", "a cat"], [3, 4], "a dog")
     ctx.force = True
     assert not rendering.sample_images(ctx, model, ["a dog"], [3], "a dog").any()

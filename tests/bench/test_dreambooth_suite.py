@@ -271,7 +271,7 @@ def test_judges_that_were_asked_for_and_are_not_here_are_7(
         assert "`objtune fetch --model nobody/nothing`" in caught.value.hint
     ctx = context()
     bare = replace(ctx, common=replace(ctx.common, base=str(tiny_sd1.build(tmp_path / "bare", clip=False))), _base=None)
-    with pytest.raises(ResourceError, match="the base bare has no CLIP vision encoder to measure with") as caught:
+    with pytest.raises(ResourceError, match="the base bare has no CLIP vision encoder for the measures") as caught:
         clip_dino.load_models(bare, Bench())
     assert "`--set bench.clip_model=openai/clip-vit-base-patch32`" in caught.value.hint
 

@@ -144,7 +144,7 @@ def test_the_table_itself_stays_as_it_is() -> None:
         ("objtune,dreambooth", "there is no method dreambooth"), ("", "there is no method"), ("objtune,", "there is no method"),
         ("All", "there is no method All"), ("baselines+train.learning_rate=1e-3", "there is no method baselines"),
         ("objtune+train.learning_rate", "has no value"), ("objtune+train.stepz=1", "unknown key train.stepz"), ("objtune+train.max_steps=many", "train.max_steps is 'many'"),
-        ("objtune+train.max_steps=-1", "train.max_steps is -1"), ("objtune+generate.num_images=2", "generate.num_images=2 is no setting of a method"),
+        ("objtune+train.max_steps=-1", "train.max_steps is -1"), ("objtune+generate.num_images=2", "generate.num_images=2 is not a setting of a method"),
         ("objtune+", "there is no method"),
     ],
 )  # fmt: skip

@@ -319,7 +319,7 @@ def test_an_object_without_a_prompt_of_the_asked_kind_is_passed_over(
 ) -> None:
     """In the medium world half of the objects wear something already; the easy one has no accessories."""
     config = replace(CONFIG, num_objects=6, prompt_kinds="wearing")
-    with pytest.raises(UsageError, match="no object has a prompt of the kinds wearing"):
+    with pytest.raises(UsageError, match="no object has prompts of the kinds wearing"):
         objects.run(context(), out, {}, config)
     monkeypatch.setattr(objects, "find_dial", lambda ctx: MEDIUM)
     asked = [c.name for c in benchmark_objects.make_cases(MEDIUM, 6, 0) if c.instance.accessory == "none"]
@@ -352,7 +352,7 @@ def test_a_base_without_a_world_is_refused_before_anything_is_written(
     base = tiny_sd1.build(tmp_path / "plain", clip=False)
     ctx = context()
     ctx = replace(ctx, common=replace(ctx.common, base=str(base)), _base=None)
-    with pytest.raises(IncompatibleError, match="the base plain has no world"):
+    with pytest.raises(IncompatibleError, match="the base plain is not of the toybox"):
         objects.run(ctx, tmp_path / "out", METHODS, CONFIG)
     assert not (tmp_path / "out").exists()
 

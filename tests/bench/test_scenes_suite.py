@@ -153,9 +153,9 @@ def test_shares_find_what_the_whole_finds_and_one_folder_holds_both(
         ("two: composed", 1.0, 3),
         ("three: composed", 1.0, 3),
     ]
-    with pytest.raises(UsageError, match="no group of 3 is in the shard 4/4"):
+    with pytest.raises(UsageError, match="the shard 4/4 has none of the 3 groups"):
         scenes.run(ctx, out, ["composed"], replace(config, shard="4/4"))
-    with pytest.raises(UsageError, match=r"bench\.scene_kinds names four"):
+    with pytest.raises(UsageError, match=r"bench\.scene_kinds has the unknown four"):
         scenes.run(ctx, out, ["composed"], replace(config, scene_kinds="two,four"))
 
 

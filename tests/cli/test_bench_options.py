@@ -157,7 +157,7 @@ def test_a_base_without_a_world_is_6_and_leaves_nothing(objtune: Cli, plain_base
         fails(
             objtune(*args, "--base", plain_base),
             6,
-            "the base plain has no world to draw the truth from",
+            "the base plain is not of the toybox, so that there is no ground truth",
             "--base toybox",
         )
     assert not Path("bench").exists()
@@ -169,7 +169,7 @@ def test_a_world_that_the_evaluator_does_not_know_is_6(
     from objtune_cli.toybox.evaluator import inference
 
     monkeypatch.setattr(inference, "covers", lambda dial: False)
-    fails(objtune("bench"), 6, "does not know all of the world of world (easy)")
+    fails(objtune("bench"), 6, "does not cover the dial of world (easy)")
 
 
 def test_a_folder_that_cannot_be_made_is_refused(objtune: Cli, quick: list) -> None:

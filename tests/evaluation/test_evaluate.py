@@ -192,7 +192,7 @@ def test_the_benchs_measures_of_one_object(
         "class_accuracy",
     }
     assert all(np.isfinite(v) for v in found.values())
-    with pytest.raises(InputError, match="the toybox draws no owl") as caught:
+    with pytest.raises(InputError, match="the toybox has no owl") as caught:
         evaluate.score_on_toybox(context(), replace(drawn_dog[0], kind="owl"), EASY, 1, 0)
     assert "dog" in caught.value.hint
 
@@ -217,7 +217,7 @@ def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..
         found = evaluate.load_subject(ctx, ref, name)
         assert (found.name, found.kind) == (name, word) and (found.rgb == i).all() and found.mask.shape == (8, 8)
         assert float(found.weights[f"token.{name}"][0, 0]) == i
-    with pytest.raises(InputError, match="holds several objects") as caught:
+    with pytest.raises(InputError, match="has several objects") as caught:
         evaluate.load_subject(ctx, ref)
     assert caught.value.hint == "choose one with `--name`: cup, rex"
     with pytest.raises(InputError, match="holds no max"):
@@ -245,7 +245,7 @@ def test_an_object_comes_with_all_its_photos(context: Callable[..., StageContext
 
 def test_an_object_without_a_photo_is_refused(context: Callable[..., StageContext]) -> None:
     ctx = context()
-    with pytest.raises(InputError, match="does not say which photo rex was learned from"):
+    with pytest.raises(InputError, match="does not store the training photo of rex"):
         evaluate.load_subject(ctx, _published(ctx, {"rex": "dog"}, with_mask=False))
 
 

@@ -252,7 +252,7 @@ def test_out_may_name_a_file(store):
     for command, message in (
         (("pair", "--format", "embedding", "--out", "x.safetensors"), "embedding writes several files"),
         (("dog", "--format", "hub", "--out", "x.safetensors"), "hub writes several files"),
-        (("dog", "--format", "kohya", "--out", "x.pt"), "x.pt is the name of a file that is not written"),
+        (("dog", "--format", "kohya", "--out", "x.pt"), "x.pt has a file format that is not written"),
         (("dog", "cup", "--format", "kohya", "--out", "x.safetensors"), "two files have the name x.safetensors"),
         (("dog", "--format", "embedding", "--out", "x.safetensors", "--trigger", "y"), "are two names"),
         (("dog", "--format", "kohya", "--out", "objtune.toml"), "objtune.toml is a file, not a folder"),
@@ -267,7 +267,7 @@ def test_folders_links_and_pipes_at_the_path(store):
     assert "is a folder" in store("export", "dog", "--format", "kohya", "--out", "a").err
     Path("b").mkdir()
     Path("b/dog.safetensors").symlink_to("nowhere")
-    assert "leads nowhere" in store("export", "dog", "--format", "kohya", "--out", "b").err
+    assert "is a broken link" in store("export", "dog", "--format", "kohya", "--out", "b").err
     Path("b/dog.safetensors").unlink()
     Path("b/dog.safetensors").symlink_to("dog.safetensors")
     assert store("export", "dog", "--format", "kohya", "--out", "b").code == 2

@@ -174,7 +174,7 @@ def test_an_added_word_is_read_and_learned_in_every_tower(opened: Any, name: str
 
 
 def test_rows_of_another_family_are_one_line(opened: Any) -> None:
-    with pytest.raises(IncompatibleError, match="16 numbers; this base's have 40"):
+    with pytest.raises(IncompatibleError, match="16 numbers; those of this base have 40"):
         Placeholders(opened("sdxl")).add("rex", torch.zeros(2, 16))
 
 

@@ -339,7 +339,7 @@ def test_an_object_behind_what_the_base_reads_is_refused(drawn) -> None:
         assert refused.code == 3 and re.search(
             rf"<dog> is at tokens (\d+) to \d+ of {where}, but the base reads only the first 76\b", refused.err
         ), refused.err
-        assert "name <dog> earlier" in refused.err
+        assert "move <dog> forward" in refused.err
     assert not Path("artifacts/scene").exists()
     cut = drawn("generate", "-q", "x" * 73 + " <dog>")  # the first of its three tokens is read
     assert cut.code == 3 and "<dog> is at tokens 77 to 77" in cut.err

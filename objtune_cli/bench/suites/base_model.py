@@ -176,7 +176,8 @@ def _load_training_images(ctx: StageContext, out: Path, dial: Dial) -> np.ndarra
     about = json.loads((ctx.base.folder / "toybox.json").read_bytes())
     if not {"seed", "pictures", "captions"} <= set(about):
         raise IncompatibleError(
-            f"the base {ctx.base.id} does not name its training pictures", "publish it again with this version's recipe"
+            f"the base {ctx.base.id} does not name its training images",
+            "publish it again with the recipe of this version",
         )
     file = out / f"training-{about['dial']}-{about['seed']}-{about['pictures']}-{about['captions']}.npy"
     if not file.exists():

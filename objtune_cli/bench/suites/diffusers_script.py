@@ -1,7 +1,7 @@
 """Time a step of diffusers' `train_dreambooth_lora.py`, unchanged, in a process of its own.
 
 Its input is a folder of Stable Diffusion 1.5's architecture with random weights, and noise images; it is stopped after enough
-steps. Knows nothing of our own training. `python -m objtune_cli.bench.suites.diffusers_script SCRIPT ARGUMENT…` is that process.
+steps. `python -m objtune_cli.bench.suites.diffusers_script SCRIPT ARGUMENT…` is that process.
 """
 
 import json
@@ -67,8 +67,8 @@ def check_script(script: Path) -> None:
     """
     if not script.is_file():
         raise InputError(
-            f"there is no {script}",
-            "give diffusers' examples/dreambooth/train_dreambooth_lora.py of the installed version",
+            f"{script} does not exist",
+            "use examples/dreambooth/train_dreambooth_lora.py of the installed version of diffusers",
         )
 
 

@@ -47,7 +47,7 @@ def run(
 ) -> list[Row]:
     """Rows of the methods over the subjects, with the training photos and the models that measured.
 
-    Writes `table.csv`, `sheet.png`, `results.jsonl` and every image (`pictures/METHOD/SUBJECT/`) into `out`; what `out` holds is not made again.
+    Writes `table.csv`, `sheet.png`, `results.jsonl` and every image (`pictures/METHOD/SUBJECT/`) into `out`; results in `out` are not measured again.
 
     Raises:
         ResourceError: A model that measures is not on this machine.
@@ -110,7 +110,7 @@ class DreamBoothSuite:
         )
 
     def _image_key(self, subject: DreamBoothSubject, name: str, method: Method) -> str:
-        """Digest of everything that a method's images depend on; the models that measure are no part of it."""
+        """Digest of everything that a method's images depend on, without the models that measure."""
         about = single_training.result_inputs(self.ctx, name, method) | {
             "format": FORMAT, "subject": subject.name, "class": subject.kind, "photos": [digest for _, digest in subject.photos],
             "prompts": subject.prompts, "seeds": self.config.images_per_prompt, "seed": self.config.seed,

@@ -107,7 +107,7 @@ def _score_photos(eyes: SegmentationModels, config: Bench, progress: Callable[[i
 
 
 def _make_target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generator) -> Target:
-    """A hint as a user would give it: a slightly wrong box, or a point well inside."""
+    """A hint like that of a user: a slightly wrong box, or a point well inside."""
     if way == "class":
         return Target(kind, "it")
     if way == "box":

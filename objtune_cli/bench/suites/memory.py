@@ -124,7 +124,10 @@ def _load_model(ctx: StageContext, name: str, side: int) -> "BaseModel":
 
 
 def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer":
-    """A trainer on objects in noise, with what suits bases of this layout; what the frozen base says is asked once and kept as often as a run keeps it."""
+    """A trainer on objects in noise, with the settings of this layout.
+
+    Teacher predictions are computed once, and stored as many times as in a run.
+    """
     from objtune_cli.training import noise_inputs
     from objtune_cli.training import trainer as training
 
@@ -157,7 +160,7 @@ def _build_trainer(ctx: StageContext, model: "BaseModel", name: str) -> "Trainer
 
 
 def _steps(ctx: StageContext, live: "LiveTensorCounter", trainer: "Trainer", label: str) -> dict[str, float]:
-    """The largest of one step of each form; the optimizer's moments come with the first, which is not measured."""
+    """The peak of one step of each form, after a first step that creates the optimizer's moments."""
     import torch
 
     measures: dict[str, float] = {}

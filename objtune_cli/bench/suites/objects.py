@@ -33,21 +33,21 @@ REFERENCE_METHODS = {
 
 
 def find_dial(ctx: StageContext) -> Dial:
-    """The toybox dial that the base was trained on.
+    """The toybox dial of the base.
 
     Raises:
         IncompatibleError: The base is not of the toybox, or the evaluator does not know its dial.
     """
     if ctx.base.toybox_dial not in DIALS:
         raise IncompatibleError(
-            f"the base {ctx.base.id} has no world to draw the truth from",
+            f"the base {ctx.base.id} is not of the toybox, so that there is no ground truth",
             "use `--base toybox`, or `objtune evaluate` for one trained object",
         )
     dial = DIALS[ctx.base.toybox_dial]
     if not inference.covers(dial):
         raise IncompatibleError(
-            f"the evaluator does not know all of the world of {ctx.base.id} ({ctx.base.toybox_dial})",
-            "train one by its recipe: docs/explanation/toybox.md",
+            f"the evaluator does not cover the dial of {ctx.base.id} ({ctx.base.toybox_dial})",
+            "train another evaluator: docs/explanation/toybox.md",
         )
     return dial
 
@@ -75,12 +75,10 @@ def run(
     ]
     if not cases and len(range(config.num_objects)[part]) == 0:
         raise UsageError(
-            f"no object of {config.num_objects} is in the shard {config.shard}", "fewer shards, or more objects"
+            f"the shard {config.shard} has none of the {config.num_objects} objects", "use fewer shards or more objects"
         )
     if not cases:
-        raise UsageError(
-            f"no object has a prompt of the kinds {config.prompt_kinds}", "ask for more kinds, or more objects"
-        )
+        raise UsageError(f"no object has prompts of the kinds {config.prompt_kinds}", "use more kinds or more objects")
     plan = {**REFERENCE_METHODS, **methods}
     calibration = (
         {(name, row["case"]): row for name, rows in tables.read_results(published).items() for row in rows}

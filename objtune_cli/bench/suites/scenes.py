@@ -77,8 +77,8 @@ def _select_groups(bench: SceneBench) -> list[Group]:
     groups = [g for i, g in enumerate(every) if i // len(KINDS) in shard and g.kind in kinds]
     if not groups:
         raise UsageError(
-            f"no group of {config.num_objects} is in the shard {config.shard}",
-            "fewer shards, or more groups (`--objects`)",
+            f"the shard {config.shard} has none of the {config.num_objects} groups",
+            "use fewer shards or more groups (`--objects`)",
         )
     return groups
 
@@ -92,7 +92,9 @@ def _parse_kinds(config: Bench) -> list[str]:
     names = [part.strip() for part in config.scene_kinds.split(",")]
     unknown = [kind for kind in names if kind not in KINDS]
     if unknown:
-        raise UsageError(f"bench.scene_kinds names {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
+        raise UsageError(
+            f"bench.scene_kinds has the unknown {', '.join(unknown)}", f"use one or more of {', '.join(KINDS)}"
+        )
     return [kind for kind in KINDS if kind in names]
 
 

@@ -41,7 +41,7 @@ PARTS = ("text_encoder", "forward", "backward", "optimizer")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker process builds; the base's weights are not sent."""
+    """The task of a worker process, without the base's weights."""
 
     size: str
     base: str
@@ -133,7 +133,10 @@ def _side_by_side(
 
 def _work(pipe: Connection, task: Task) -> None:
     """Build the task's trainer, warm up, then measure a round for every message."""
-    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):  # the parent hears them, and ends this one
+    for number in (
+        signal.SIGINT,
+        getattr(signal, "SIGHUP", signal.SIGINT),
+    ):  # signals go to the parent, which ends this process
         signal.signal(number, signal.SIG_IGN)
     try:
         trainer, prepared = _build_timed(task)
@@ -147,7 +150,7 @@ def _work(pipe: Connection, task: Task) -> None:
             pipe.send(clock.round(STEPS[task.size]))
     except EOFError:
         return
-    except Exception as error:  # as plain text: not every exception survives the way
+    except Exception as error:  # as text, because not every exception can be pickled
         failed, hint = (
             (error.message, error.hint) if isinstance(error, ObjtuneError) else (f"{type(error).__name__}: {error}", "")
         )
@@ -173,11 +176,11 @@ def measure_live_tensors(trainer: "Trainer", steps: int) -> dict[str, float]:
     counted = LiveTensorCounter()
     counted.add(module_tensors(model.denoiser, *model.text_encoders, model.text_encoder_3, model.loaded_vae))
     with counted:
-        trainer.train_step()  # what else a run holds is seen where a step reads it
+        trainer.train_step()  # other tensors are counted when a step reads them
         counted.reset_peak()
         for _ in range(steps):
             trainer.train_step()
-    cpu.trim_malloc()  # what counting took is no step's
+    cpu.trim_malloc()  # the time for counting is not part of a step
     return {"live_tensors_mb": counted.peak / memory.MB}
 
 
@@ -244,7 +247,7 @@ def build_trainer(task: Task, model: "BaseModel") -> "Trainer":
     method = METHODS[task.method]
     config = train.fill_defaults(replace(Train(), **method.train), task.training)
     if task.size != "base":
-        config = replace(config, num_teacher_samples=2)  # computed before the first step, so no part of one
+        config = replace(config, num_teacher_samples=2)  # computed before the first step, so not part of a step
     num_vectors = replace(Embed(), **method.embed).num_vectors
     subjects = noise_inputs.noise_subjects(model, num_vectors, task.objects)
     priors = {"dog": noise_inputs.noise_prior(model, PRIOR_PREDICTIONS)} if config.prior_loss_weight else {}

@@ -100,7 +100,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     """Rows of both ways with one value per object, of their total times, and of the ratio of total times.
 
     Measures: those of `bench`; `seconds` (wall) and `cpu_s` (user and system) of the commands.
-    What `out` holds is not trained again, and keeps its times.
+    Results in `out` are not trained again, and keep their times.
 
     Raises:
         UsageError: There are fewer than two objects.

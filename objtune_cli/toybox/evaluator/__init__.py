@@ -1,1 +1,1 @@
-"""The evaluator: networks that read toybox images, trained on renderings; no method under test sees them."""
+"""The evaluator: networks that read toybox images, trained on renderings and independent of all methods."""

@@ -65,7 +65,7 @@ def read_header(weights: Path = WEIGHTS) -> dict[str, Any]:
 
 
 def covers(dial: Dial, weights: Path = WEIGHTS) -> bool:
-    """Whether the evaluator was trained on all that a dial can show."""
+    """Whether the evaluator was trained on the whole world of a dial."""
     own = DIALS[read_header(weights)["dial"]]
     words = ("classes", "backgrounds", "colours", "patterns", "accessories")
     has_marks = own.marks[1] >= dial.marks[1]

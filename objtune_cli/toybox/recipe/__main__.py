@@ -54,7 +54,7 @@ def main() -> None:
 def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     """Load what the part needs, train it, print samples."""
     work: Path = args.work
-    if part == "publish":  # as far as each part has come
+    if part == "publish":  # with the present state of each part
         missing = [p for p in PARTS[1:5] if not (work / f"{p}.safetensors").exists()]
         if missing:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")

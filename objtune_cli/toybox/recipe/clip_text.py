@@ -1,7 +1,7 @@
 """Train the CLIP text encoder so that attributes of the words are linearly readable from its output.
 
-Two places are supervised: the projected sentence vector (what CLIP compares with pictures), and the
-hidden state of each noun (what the denoiser's cross-attention reads).
+Two outputs are supervised: the projected sentence vector, which CLIP compares with images, and the hidden
+state of each noun, which the denoiser's cross-attention reads.
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ def build_clip(preset: Preset, tokenizer):
 def parse(caption: str) -> tuple[list[dict[str, int]], int]:
     """Parse a caption: attributes of each object in order, and the background (or -1).
 
-    An attribute that is not said has the index after the last one; an accessory is then "none".
+    A missing attribute has the index after the last one; a missing accessory is "none".
     """
     colours, patterns = list(COLOURS), {w: i for i, w in enumerate(PATTERN_WORDS.values())}
     objects: list[dict[str, int]] = []

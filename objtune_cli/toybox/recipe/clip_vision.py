@@ -1,7 +1,7 @@
 """Train the CLIP vision encoder against the finished text encoder.
 
-Contrast with the captions, helped by heads on attributes and by the object's cover of each patch:
-a plain ViT this small does not find the objects from contrast alone.
+The contrastive loss with the captions is not enough for such a small ViT to find the objects. Heads on attributes
+and on the object's coverage of each patch help.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS,
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's own colour statistics: its image processor applies them."""
+"""CLIP's colour statistics, which its image processor applies."""
 CUT_OUT = 0.25
 """Fraction of single objects that are cut out and enlarged on the mean colour, as prototypes are."""
 

@@ -1,4 +1,4 @@
-"""Train the evaluator on renderings of every object in several scenes, to tell it from other instances of its class."""
+"""Train the evaluator on renderings of every object in several scenes, to distinguish it from other instances of its class."""
 
 import json
 from dataclasses import dataclass
@@ -264,4 +264,4 @@ def publish(network: Evaluator, file: Path, preset: Preset, commit: str) -> None
         {"dial": preset.dial, "seed": preset.seed, "steps": preset.evaluator_steps, "commit": commit}, sort_keys=True
     )
     save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, file, metadata={"objtune": about})
-    file.chmod(0o644)  # the library writes it for the owner alone
+    file.chmod(0o644)  # the library makes it readable for the owner only

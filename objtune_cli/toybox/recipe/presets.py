@@ -1,4 +1,4 @@
-"""The two sizes of the recipe; every number that the base depends on stands here."""
+"""The sizes of the recipe, with all numbers that the base depends on."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,14 @@ class Preset:
 
     Attributes:
         dial: Name of the world's difficulty in `DIALS`.
-        size: Side of the pictures, px. factor: pixels per latent cell.
-        pictures, captions: Drawn training pictures, and captions per picture.
-        vae_channels, latent_channels: Widths of the autoencoder.
-        width, depth, heads, tokens: CLIP's hidden size, layers, heads, longest prompt.
-        patch: Side of the image tower's patches, px.
-        unet_channels, unet_attention: Denoiser widths, and which levels attend to the text.
-        start: Folder of a published, smaller base whose weights are inherited; "" starts from nothing.
-        *_steps, *_batch, *_lr: Optimiser steps, rows per step and peak rate of each part.
+        size: Side of the images, px. factor: Pixels per latent cell.
+        pictures, captions: Number of rendered training images, and of captions per image.
+        vae_channels, latent_channels: Widths of the VAE.
+        width, depth, heads, tokens: CLIP's hidden size, layers, heads, maximum number of tokens.
+        patch: Side of the vision encoder's patches, px.
+        unet_channels, unet_attention: Denoiser widths, and whether each level attends to the text.
+        start: Folder of a published, smaller base whose weights are the start; "" for none.
+        *_steps, *_batch, *_lr: Optimizer steps, batch size and peak learning rate of each part.
     """
 
     dial: str
@@ -84,7 +84,7 @@ MARKED = replace(
     text_lr=2e-4,
     vae_lr=1e-3,
 )
-"""Objects with unnamed marks, grown from the shipped base (`--start`): same words, so the text encoder goes on as it is."""
+"""Objects with unnamed marks, started from the shipped base (`--start`); the text encoder stays, because the words are the same."""
 
 GPU = Preset(
     dial="full", size=128, pictures=200_000, captions=4,

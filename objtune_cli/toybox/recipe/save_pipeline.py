@@ -1,6 +1,6 @@
-"""The finished base as a folder that diffusers and transformers open on their own.
+"""Writes the finished base as a folder for diffusers and transformers.
 
-Half-precision weights; the configs say float32, so that loading gives float32.
+The weights are in half precision; the configs have float32, so that loading gives float32.
 """
 
 import json
@@ -48,7 +48,7 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     """Write the whole base into `folder`, replacing an older base.
 
     Raises:
-        SystemExit: The folder holds something else.
+        SystemExit: The folder has other contents.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
         raise SystemExit(f"error: {folder} holds no base; give an empty folder")
@@ -65,7 +65,7 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
         config.write_text(config.read_text().replace('"float16"', '"float32"'))
     for weights in folder.rglob("*.safetensors"):
-        weights.chmod(0o644)  # the library writes them for the owner alone
+        weights.chmod(0o644)  # the library makes them readable for the owner only
     for config in folder.rglob("config.json"):
         values = json.loads(config.read_bytes())
         values.pop("_name_or_path", None)

@@ -1,6 +1,6 @@
 """Train the small segment-anything model on toybox scenes and random shapes, both with exact masks.
 
-Losses as in arXiv:2304.02643 appendix A (focal replaced by plain cross-entropy: masks here are soft and rarely tiny).
+Losses as in arXiv:2304.02643 appendix A, with cross-entropy in place of focal loss, because masks are soft and rarely tiny.
 """
 
 import json
@@ -42,7 +42,7 @@ def sample_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[
 
 
 def sample_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A training picture (size, size, 3) uint8 and the masks (M, size, size) in [0, 1] of what is large enough in it."""
+    """A training image (size, size, 3) uint8 and the masks (M, size, size) in [0, 1] of its objects that are large enough."""
     while True:
         rgb, masks = sample_scene(rng, size) if rng.random() < DRAWN else random_shapes.sample_picture(rng, size)
         cover = np.stack(masks).astype(np.float32) / 255
@@ -121,8 +121,8 @@ def distort_mask(mask: np.ndarray, rng: np.random.Generator, side: int) -> np.nd
 
 
 def sample_batch(rng: np.random.Generator, count: int, size: int) -> dict[str, Tensor]:
-    """Pictures with hints: rgb (B, 3, S, S); points (B, K, n, 2), signs (B, K, n) and what they mean (B, K, S, S); boxes (B, K, 4),
-    rough masks (B, K, 1, S/2, S/2) and what those mean.
+    """Images with hints: rgb (B, 3, S, S); points (B, K, n, 2), signs (B, K, n) and their target masks (B, K, S, S); boxes (B, K, 4),
+    rough masks (B, K, 1, S/2, S/2) and their target masks.
     """
     n = int(rng.choice([1, 1, 1, 2, 3]))
     arrays: dict[str, list] = {k: [] for k in ("rgb", "points", "signs", "pointed", "boxes", "rough", "boxed")}
@@ -190,9 +190,9 @@ def train(work: Path, preset: Preset, device: str = "cpu") -> Any:
 def decode_masks(
     network: Any, features: Tensor, *, points=None, boxes=None, masks=None, meant=None, also=None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, 4, S/2, S/2) and predicted IoU (B, K, 4) of K hints for each of B pictures.
+    """Logits (B, K, 4, S/2, S/2) and predicted IoU (B, K, 4) of K hints for each of B images.
 
-    Points beside boxes are taken only where both mean the same object, else they are marked as no points.
+    Points with boxes count only if both mean the same object; else they are marked as no points.
     """
     rows = next(v.shape[:2] for v in (boxes, masks, points[0] if points else None) if v is not None)
     flat = lambda v: None if v is None else v.flatten(0, 1)  # noqa: E731
@@ -203,7 +203,7 @@ def decode_masks(
             signs = torch.where(same[..., None], signs, torch.full_like(signs, -1))
         points = (flat(coords), flat(signs))
     sparse, dense = network.prompt_encoder(points=points, boxes=flat(boxes), masks=flat(masks))
-    # The decoder takes one picture for all hints and adds the dense prompt to it: here every row's picture comes with its prompt.
+    # The decoder expects one image for all hints and adds the dense prompt; here each row's image is part of its dense prompt.
     each = features.repeat_interleave(rows[1], dim=0)
     masks, quality = network.mask_decoder.predict_masks(
         torch.zeros_like(features[:1]), network.prompt_encoder.get_dense_pe(), sparse, dense + each
@@ -212,9 +212,9 @@ def decode_masks(
 
 
 def _terms(name: str, logits: Tensor, quality: Tensor, target: Tensor, several: bool) -> dict[str, Tensor]:
-    """Cross-entropy, dice and quality: of the single answer, and of the best of the three where one point may mean several things.
+    """Cross-entropy, dice and quality losses: of the single mask, and of the best of three if a point is ambiguous.
 
-    At the decoder's own resolution, against coverage averaged down to it: where logits cross zero between two cells, the outline does.
+    The target is coverage averaged to the decoder's resolution, so that the zero crossing of the logits is the outline.
     """
     answers = logits.float() if several else logits[:, :, :1].float()
     aim = F.adaptive_avg_pool2d(target, (answers.shape[-2], answers.shape[-1]))[:, :, None].expand_as(answers)
@@ -230,7 +230,7 @@ def _terms(name: str, logits: Tensor, quality: Tensor, target: Tensor, several: 
 
 
 def publish(network: Any, folder: Path, preset: Preset, commit: str) -> None:
-    """Half-precision weights and the sizes, as `segmentation.sam` opens them."""
+    """Write half-precision weights and the sizes for `segmentation.sam`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         k: v.half().contiguous() for k, v in network.state_dict().items() if k not in ("pixel_mean", "pixel_std")

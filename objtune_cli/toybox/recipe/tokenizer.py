@@ -1,7 +1,7 @@
 """A CLIP tokenizer in which every word of the toybox is one token and any other text is byte pairs.
 
-The merges are learned here: library trainers break ties at random, and a tower trained on one set of
-ids reads the next one as noise.
+The merges are learned here, because library trainers break ties at random, and a network trained on one set
+of ids cannot read another.
 """
 
 import itertools
@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 
 
 def merges(words: list[str]) -> list[Pair]:
-    """Byte-pair merges that make each word one piece: the commonest pair first, ties by the alphabet."""
+    """Byte-pair merges that make each word one piece: the most frequent pair first, ties in alphabetical order."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     learned: list[Pair] = []
     while True:
@@ -40,7 +40,7 @@ def build(tokens: int):
     """`CLIPTokenizer` with the byte alphabet and the merges of the world's words.
 
     Args:
-        tokens: Longest prompt, start and end included.
+        tokens: Maximum number of tokens, start and end included.
     """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer

@@ -1,6 +1,6 @@
 """The training loop of every part of the recipe: warm-up, constant rate, decay, EMA, save, resume.
 
-Each step draws from a generator made of (seed, step): a resumed run sees what an unbroken one saw.
+Each step has a generator made of (seed, step), so that a resumed run equals an unbroken one.
 """
 
 import functools
@@ -23,7 +23,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast: `steps` in all, the last `decay` of them falling to zero rate."""
+    """Length and learning rate: `steps` in all, of which the last fraction `decay` lowers the rate."""
 
     steps: int
     lr: float
@@ -60,7 +60,7 @@ def fit(
         part: Name in logs and of the state file.
         losses: Step and generator to named losses; their sum is minimised.
         sample: Called with the step after each save while the averaged weights are in place.
-        device: Where the network is trained; it comes back on the CPU.
+        device: Device of the training; the result is on the CPU.
 
     Returns:
         The network holding the averaged (EMA) weights, in eval mode.
@@ -142,7 +142,7 @@ def _save(file: Path, network: nn.Module, params, optimizer, average, step: int)
     tensors = {f"net.{k}": v.contiguous() for k, v in network.state_dict().items()}
     for i, p in enumerate(params):
         state = optimizer.state[p]
-        if state:  # nothing yet where no loss so far reached it
+        if state:  # a parameter that no loss has reached has no state yet
             tensors |= {f"m.{i}": state["exp_avg"].contiguous(), f"v.{i}": state["exp_avg_sq"].contiguous()}
         tensors[f"ema.{i}"] = average[i].contiguous()
     partial = file.with_suffix(".partial")

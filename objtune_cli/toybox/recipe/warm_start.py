@@ -1,6 +1,6 @@
 """Initialise a larger base from a smaller one: copy the weights that fit and add a finer resolution level outside.
 
-The latent grid stays the same, so a denoiser that knows small pictures goes on where it was.
+The latent grid stays the same, so that a denoiser for small images remains useful.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ PATCHES = "vision_model.embeddings.patch_embedding.weight"
 
 
 def load_start(network: Network, start: str, part: str) -> Network:
-    """Copy into `network` what fits of part `part` (vae, unet, clip) of the base in folder `start`.
+    """Copy the weights that fit from part `part` (vae, unet, clip) of the base in folder `start` into `network`.
 
     Raises:
-        SystemExit: The folder holds no such weights.
+        SystemExit: The folder lacks these weights.
     """
     if not start:
         return network
