@@ -51,7 +51,7 @@ class RefinedObject:
 
 @dataclass(frozen=True, slots=True)
 class RefinementSettings:
-    """How objects are sampled again.
+    """Settings of sampling objects again.
 
     Attributes:
         strength: Fraction of the sampling steps that are taken, in (0, 1].

@@ -38,7 +38,7 @@ TextEmbedder = Callable[[list[str]], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image is preprocessed: its shorter side is resized to `short`, the centre `side` x `side` is cropped, and the colours are normalised.
+    """Preprocessing of images: resize the shorter side to `short`, crop the centre `side` x `side`, and normalise the colours.
 
     Attributes:
         resample: Filter, as Pillow numbers them; 3 is bicubic.

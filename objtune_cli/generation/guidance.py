@@ -132,7 +132,7 @@ class _GuidanceHook:
         return (sample, *out[1:]) if isinstance(out, tuple) else type(out)(sample=sample)
 
     def _add(self, in_class_words: dict[int, Tensor], of_classes: Tensor, prompted: Tensor) -> Tensor:
-        """What is added to each image's prediction, (N, C, h, w).
+        """The addition to each image's prediction, (N, C, h, w).
 
         Args:
             in_class_words: The base's prediction of the prompt in class words, by image.

@@ -7,7 +7,7 @@ from objtune_cli.config.sections import Generate
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How images are sampled from latents of noise.
+    """Settings of sampling images from noise.
 
     Attributes:
         num_inference_steps: Steps of the scheduler, 1 or more.

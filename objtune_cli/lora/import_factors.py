@@ -151,7 +151,7 @@ def _read_scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int
         )
     if from_settings is not None and abs(from_settings - alpha) > 1e-6 * max(abs(from_settings), abs(alpha)):
         raise InputError(
-            f"{source.what} says two strengths of {own}: {alpha:g} by its alpha, {from_settings:g} by its settings",
+            f"{source.what} has two strengths of {own}: {alpha:g} by its alpha, {from_settings:g} by its settings",
             GET_AGAIN,
         )
     return alpha

@@ -1,4 +1,4 @@
-"""What the denoiser receives about prompts: the text features, and everything else that a family passes with them."""
+"""The denoiser's inputs about prompts: text features, and everything else that a family passes with them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace

@@ -31,7 +31,7 @@ SEGMENTER_FILES = ("processor_config.json",)
 PICKLED_WEIGHTS = "pytorch_model.bin"
 """The weights of CLIP and DINO repositories without safetensors; only its tensors are read."""
 CACHE_ERRORS = (ValueError, OSError, RuntimeError)
-"""What huggingface_hub raises for a missing snapshot, an unreadable cache, and a user without a home folder."""
+"""Errors of huggingface_hub for a missing snapshot, an unreadable cache, and a user without a home folder."""
 
 
 def hub_id(name: str) -> str:

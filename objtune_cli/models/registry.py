@@ -123,7 +123,7 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
     clips = clip_lookup.find_clips(family, folder, clip_model)
     assumption = (
         f"{path.name} does not say what its denoiser predicts; {checkpoint.prediction} is taken, as of the first "
-        f"models of {family.title}; `--set prediction_type=epsilon` says otherwise"
+        f"models of {family.title}; change it with `--set prediction_type=epsilon`"
     )
     base = BaseSpec(
         id=path.name,

@@ -94,7 +94,7 @@ class _Gather(torch.autograd.Function):
 
 
 def is_distributed() -> bool:
-    """Whether the environment says that a launcher started several processes."""
+    """Whether a launcher started several processes, by the environment."""
     size = os.environ.get("WORLD_SIZE", "")
     return size.isdecimal() and int(size) > 1
 

@@ -134,7 +134,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where an object stands: centre and longer side as fractions of the frame, tilt in radians."""
+    """The position of an object: centre and longer side as fractions of the frame, tilt in radians."""
 
     x: float
     y: float

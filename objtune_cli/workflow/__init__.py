@@ -1,1 +1,1 @@
-"""What the features share: the context of a stage, jobs, prompts, class words, trained objects."""
+"""Shared parts of the features: the context of a stage, jobs, prompts, class words, trained objects."""

@@ -1,4 +1,4 @@
-"""Where the metrics of a command go, apart from the terminal: one class per format, several at the same time."""
+"""Destinations of a command's metrics besides the terminal: one class per format, several at the same time."""
 
 import contextlib
 import os
@@ -80,7 +80,7 @@ class JsonLinesLogger:
                 "give `--events` a file in a folder that exists",
             ) from None
         if hasattr(os, "set_blocking"):
-            os.set_blocking(handle, True)  # only opening a pipe that nobody reads must not wait
+            os.set_blocking(handle, True)  # opening a pipe without a reader must not wait
         self._handle: int | None = handle
         self.write("start", command=command)
 
@@ -112,7 +112,7 @@ class JsonLinesLogger:
         )
         try:
             os.write(self._handle, (line + "\n").encode())
-        except OSError:  # a reader that went away stops nothing
+        except OSError:  # a reader that has gone does not stop the command
             self._release()
 
     def _release(self) -> None:

@@ -76,7 +76,7 @@ def read_prompts(
         plain, (written, strengths) = written, text.take_strengths(written)
         for name in (name for name in strengths if re.search(rf"<{re.escape(name)}(@[0-9]+)?>", plain)):
             ctx.report.note(
-                f"{where} says the strength {strengths[name]:g} of one <{name}>: it is that of every <{name}> in it"
+                f"the strength {strengths[name]:g} of one <{name}> in {where} applies to every <{name}> there"
             )
         own = _find_objects(trained, written, objects)
         written, adjusted = _apply_strengths(ctx, written, own, strengths, strength)

@@ -1,4 +1,4 @@
-"""What stages tell the user while they work: notes, progress, metrics and images."""
+"""Reports of running stages: notes, progress, metrics and images."""
 
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """Where a stage sends what it tells the user; a stage prints nothing itself."""
+    """Receives the reports of a stage; stages print nothing themselves."""
 
     def note(self, text: str) -> None:
         """Report one line for the user."""
@@ -23,13 +23,13 @@ class Reporter(Protocol):
 
 
 class Progress(Protocol):
-    """What shows notes and progress while a command runs."""
+    """Shows notes and progress while a command runs."""
 
     def note(self, text: str) -> None:
         """Show one line."""
 
     def step(self, stage: str, done: int, total: int, **values: float) -> float | None:
-        """Show a step; returns the seconds left in the stage, where they are known."""
+        """Show a step; return the seconds left in the stage, or None if they are unknown."""
 
 
 class CommandReporter:

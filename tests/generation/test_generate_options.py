@@ -199,7 +199,7 @@ def test_a_scene_has_the_strengths_that_are_said(studio):
     )
     assert studio("compose", "<dog:1> and <cup>", *line).out == plain.out
     one = studio("generate", "<dog> and <dog:0.4>", *ONE)
-    assert "says the strength 0.4 of one <dog>: it is that of every <dog> in it" in one.err and parameters(one)[
+    assert "the strength 0.4 of one <dog> in the prompt applies to every <dog> there" in one.err and parameters(one)[
         0
     ].startswith("<dog:0.4> and <dog:0.4>\n")
     assert "of one" not in weak.err

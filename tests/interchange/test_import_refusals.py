@@ -199,7 +199,7 @@ def test_alpha_that_contradicts_the_settings_is_refused(model: stacks.BaseModel,
         if good:
             assert float(read(model, file)[f"{DOTTED}.lora_B.weight"].max()) == 4
         else:
-            with pytest.raises(InputError, match="says two strengths"):
+            with pytest.raises(InputError, match="has two strengths"):
                 read(model, file)
 
 

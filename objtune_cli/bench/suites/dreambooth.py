@@ -35,7 +35,7 @@ FORMAT = 2
 PHOTOS, UNTRAINED = "photos", "untrained"
 REFERENCE_METHODS = {
     PHOTOS: Method("the subject's photos among themselves", "the data set", sampling=PLAIN_SAMPLING),
-    UNTRAINED: Method("the base told the class word", "no training", sampling=PLAIN_SAMPLING),
+    UNTRAINED: Method("the base with the class word", "no training", sampling=PLAIN_SAMPLING),
 }
 """Rows without training: the papers' "real images", and samples of the class word."""
 FIRST_SEED = 1000

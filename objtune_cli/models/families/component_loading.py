@@ -95,7 +95,7 @@ def refuse_incomplete(name: str, part: str, missing: Iterable[Any], mismatched: 
     for each in mismatched:
         key, shape, wanted = (each if isinstance(each, tuple | list) else (each, "of another shape", "its config"))[:3]
         raise DamagedError(
-            f"{name} is damaged: {key} of {part} is {_sides(shape)}, its config says {_sides(wanted)}", folders.AGAIN
+            f"{name} is damaged: {key} of {part} is {_sides(shape)}, but {_sides(wanted)} in its config", folders.AGAIN
         )
 
 

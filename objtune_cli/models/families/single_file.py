@@ -35,7 +35,7 @@ EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a file contains.
+    """The contents of a file.
 
     Attributes:
         prediction: Prediction type of the denoiser. assumed: Whether that is only the default of the family.

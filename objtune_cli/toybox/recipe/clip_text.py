@@ -106,7 +106,7 @@ class Corpus:
         self.place = torch.tensor([p if p >= 0 else len(BACKGROUNDS) for _, p in parsed], device=device)
         nothing = dict(SIZES)
         slots = [[*o, nothing, nothing][:2] for o, _ in parsed]
-        self.said = {k: torch.tensor([[s[k] for s in pair] for pair in slots], device=device) for k in SIZES}
+        self.attributes = {k: torch.tensor([[s[k] for s in pair] for pair in slots], device=device) for k in SIZES}
         nouns = torch.tensor([tokenizer(c).input_ids[1] for c in CLASSES])
         self.is_noun = torch.isin(self.ids, nouns)
 
@@ -158,11 +158,11 @@ def _losses(network, corpus: Corpus, rows: Tensor, ids: Tensor, nouns: Tensor, g
     for slot in (0, 1):
         for name in SIZES:
             sentence = sentence + F.cross_entropy(
-                readout.sentence[f"{slot}-{name}"](vector), corpus.said[name][rows, slot]
+                readout.sentence[f"{slot}-{name}"](vector), corpus.attributes[name][rows, slot]
             )
     states = out.last_hidden_state[nouns]
     row, order = nouns.nonzero()[:, 0], (nouns.cumsum(1) - 1)[nouns].clamp_max(1)
     noun = F.cross_entropy(readout.slot(states), order)
     for name in SIZES:
-        noun = noun + F.cross_entropy(readout.noun[name](states), corpus.said[name][rows[row], order])
+        noun = noun + F.cross_entropy(readout.noun[name](states), corpus.attributes[name][rows[row], order])
     return {"sentence": sentence, "noun": noun}
