@@ -315,7 +315,7 @@ def test_a_model_of_another_family_is_2(rex: Cli, plain_base: Path, vit: Path) -
 def test_what_is_not_there_or_of_another_base_is_refused(rex: Cli, plain_base: Path) -> None:
     fails(rex("evaluate", "cup"), 4, "there is no adapter/cup")
     fails(rex("evaluate", "mask/rex"), 6, "mask/rex is a mask")
-    fails(rex("evaluate", "rex", "--name", "cup"), 3, "adapter/rex@1 holds no cup")
+    fails(rex("evaluate", "rex", "--name", "cup"), 3, "adapter/rex@1 has no cup")
     path = Path("objtune.toml")
     path.write_text(path.read_text().replace("world", "vanished"))
     assert rex("evaluate", "rex").code == 2

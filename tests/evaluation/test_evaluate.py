@@ -220,7 +220,7 @@ def test_each_object_of_an_adapter_comes_with_its_own_photo(context: Callable[..
     with pytest.raises(InputError, match="has several objects") as caught:
         evaluate.load_subject(ctx, ref)
     assert caught.value.hint == "choose one with `--name`: cup, rex"
-    with pytest.raises(InputError, match="holds no max"):
+    with pytest.raises(InputError, match="has no max"):
         evaluate.load_subject(ctx, ref, "max")
     assert evaluate.load_subject(ctx, _published(ctx, {"max": "cat"})).name == "max"
 
