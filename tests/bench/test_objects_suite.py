@@ -302,7 +302,7 @@ def test_a_shard_that_is_none_is_refused_before_anything_is_measured(
 
 
 def test_a_shard_without_an_object_is_refused(context: Callable[..., StageContext], trained: list, out: Path) -> None:
-    with pytest.raises(UsageError, match="no object"):
+    with pytest.raises(UsageError, match="has none of the"):
         objects.run(context(), out, METHODS, replace(CONFIG, shard="5/9"))
 
 
