@@ -121,7 +121,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 """One thing wrong with a folder; what returns a path means that one instead."""
 WAYS = {
-    "missing": "nowhere is not a folder", "a file": "is no folder", "empty": "there is no file", "no listing": "there is no file",
+    "missing": "nowhere is not a folder", "a file": "is not a folder", "empty": "there is no file", "no listing": "there is no file",
     "a pipe": "cannot be read: not a regular file", "bytes": "is not UTF-8 text", "no subject": "has no subject and class",
     "no prompt": "no `{0} {1}` in the prompt", "other place": "line 13: no `{0} {1}` in the prompt", "no live prompt": "no prompt under `Live Subject Prompts` for dog2",
     "no class": "has no class for cup", "empty class": "line 5: cup has no class", "name": "line 5: 'My Cup' cannot be a name", "no photo": "cup has no photo",
