@@ -3,21 +3,24 @@
 import os
 import shutil
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from objtune_cli import paths
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.models import hub_cache, registry
+from objtune_cli.models import hub_cache, needed_models, registry, segmenter_lookup
+from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.store import garbage
 from objtune_cli.store.project import Project
 
 PACKAGES = ("objtune", "torch", "torchvision", "diffusers", "transformers", "peft", "safetensors", "numpy", "Pillow")
 MIN_FREE_GB = 2.0
 """GB of free disk or memory below which a person should know."""
-METRIC_MODELS = {"CLIP": "openai/clip-vit-base-patch32", "DINO": "facebook/dino-vits16"}
-"""What `evaluate` asks about photographs by default."""
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "peft", "safetensors.torch", "cv2")
+"""What `check_libraries` imports."""
 INSTALL_TORCH = "pip install torch"
 
 
@@ -35,16 +38,41 @@ class Check:
         return {"what": self.what, "state": self.state, "said": self.detail, "remedy": self.remedy}
 
 
-def run_checks(project: Project) -> list[Check]:
-    """All that needs no torch."""
+def run_checks(project: Project, base: str = "") -> list[Check]:
+    """All that needs no torch.
+
+    Args:
+        base: List what this base model needs instead of all base models and the models of `evaluate`.
+    """
     return [
         *_check_packages(),
         _check_memory(),
         _check_disk(project.folder),
-        *_check_bases(),
-        *_check_models(project),
+        *(_check_base(base) if base else [*_check_bases(), *_check_models(project)]),
         *_check_store(project),
     ]
+
+
+def check_libraries() -> Check:
+    """Import every library that a training run uses."""
+    try:
+        from objtune_cli.runtime import torchvision_compat
+
+        torchvision_compat.complete()
+    except Exception as error:  # a broken install fails in many ways
+        return Check("libraries", "bad", f"torch cannot be imported: {_first_line(error)}", INSTALL_TORCH)
+    for name in LIBRARIES:
+        try:
+            import_module(name)
+        except Exception as error:  # a broken install fails in many ways
+            package = {"cv2": "opencv-python-headless"}.get(name, name.partition(".")[0])
+            detail = f"{name} cannot be imported: {_first_line(error)}"
+            return Check("libraries", "bad", detail, f"pip install --force-reinstall {package}")
+    return Check("libraries", "ok", f"{', '.join(LIBRARIES)} can be imported")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_devices() -> list[Check]:
@@ -53,23 +81,64 @@ def check_devices() -> list[Check]:
         import torch
     except Exception as error:  # a broken install fails in many ways
         return [Check("device", "bad", f"torch cannot be loaded: {error}", INSTALL_TORCH)]
-    found = [Check("cpu", "ok", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
+    found = [_check_device("cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
     for i in range(torch.cuda.device_count()):
         has = torch.cuda.get_device_properties(i)
-        found.append(
-            Check(
-                f"cuda:{i}",
-                "ok",
-                f"{has.name}, {has.total_memory / 1e9:.0f} GB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
-            )
-        )
+        found.append(_check_device(f"cuda:{i}", f"{has.name}, {has.total_memory / 1e9:.0f} GB"))
     if torch.backends.mps.is_available():
-        found.append(Check("mps", "ok", "Apple GPU"))
+        found.append(_check_device("mps", "Apple GPU"))
     if len(found) == 1:
         found.append(
             Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one")
         )
     return found
+
+
+def _check_device(name: str, detail: str) -> Check:
+    """Run one tiny training step on a device in each number format; fp32 must work."""
+    from objtune_cli.runtime import tiny_step
+
+    failures = {key: tiny_step.find_failure(name, dtype) for key, dtype in tiny_step.FORMATS.items()}
+    working = ", ".join(key for key, failure in failures.items() if not failure)
+    if failures["fp32"]:
+        return Check(name, "bad", f"{detail}; a training step fails: {failures['fp32']}", INSTALL_TORCH)
+    failing = "".join(f"; {key} fails: {failure}" for key, failure in failures.items() if failure)
+    return Check(name, "ok", f"{detail}; a training step works in {working}{failing}")
+
+
+def _check_base(name: str) -> list[Check]:
+    """What one base model needs for a run on photographs, each with the command that brings it."""
+    is_fetched = name in hub_cache.HUB_REPOSITORIES or paths.is_hub_id(name)
+    family, base = needed_models.family_of(name), None
+    try:
+        base = registry.resolve(name)
+        found = [Check(f"base {name}", "ok", str(base.folder))]
+        family = base.family
+    except ObjtuneError as error:
+        found = [Check(f"base {name}", "bad", error.message, f"objtune fetch --base {name}" if family else error.hint)]
+    if family is None:
+        return found
+    for each in needed_models.companions(family, base.folder if base else None, with_metrics=True):
+        option = " --with-metrics" if each.for_metrics else ""
+        command = f"objtune fetch --base {name}{option}" if is_fetched else f"objtune fetch --model {each.repository}"
+        if each.what == "segmenter":
+            found.append(_check_segmenter(base, each, command))
+            continue
+        here = "" if each.folder is None else str(each.folder)
+        detail = here or f"{each.repository} is not on this machine"
+        what = f"{each.what} {each.number}".strip()
+        found.append(Check(what, "ok" if here else "missing", detail, "" if here else command))
+    return found
+
+
+def _check_segmenter(base: BaseSpec | None, needed: needed_models.NeededModel, command: str) -> Check:
+    if base is not None and base.toybox_dial:
+        return Check("segmenter", "ok", str(registry.TOYBOX_SEGMENTER))
+    best = segmenter_lookup.find_best()
+    if best is not None:
+        return Check("segmenter", "ok", f"{best.label}: {best.folder}")
+    detail = f"{needed.repository} is not on this machine; the embedded one knows drawings"
+    return Check("segmenter", "missing", detail, command)
 
 
 def _check_packages() -> list[Check]:
@@ -134,7 +203,7 @@ def _check_models(project: Project) -> list[Check]:
     )
     return [
         Check("segmenter", state, str(place) if fine else f"there is no {place}", remedy),
-        *(_check_cached(n, r) for n, r in METRIC_MODELS.items()),
+        *(_check_cached(n, r) for n, r in needed_models.METRIC_MODELS.items()),
     ]
 
 

@@ -17,13 +17,14 @@ class NeededModel:
 
     Attributes:
         what: What it is for. repository: Where `fetch` finds it. folder: Where it is on this machine; None if it is missing.
-        optional: Whether a run on photographs works without it.
+        number: Of several of a kind, from 1. for_metrics: Whether only `evaluate` needs it.
     """
 
     what: str
     repository: str
     folder: Path | None
-    optional: bool = False
+    number: str = ""
+    for_metrics: bool = False
 
 
 def family_of(name: str) -> Family | None:
@@ -38,15 +39,16 @@ def companions(family: Family, folder: Path | None, *, with_metrics: bool = Fals
         folder: The base's folder, which may have its own CLIP models. with_metrics: Also list the models of `evaluate`.
     """
     needed = []
-    for number, (repository, own) in enumerate(zip(family.clip_models, CLIP_FOLDERS, strict=False)):
+    for number, (repository, own) in enumerate(zip(family.clip_models, CLIP_FOLDERS, strict=False), 1):
         inside = folder / own if folder is not None and (folder / own / "config.json").exists() else None
         here = inside or hub_cache.find_transformers_model(repository)
-        needed.append(NeededModel("CLIP vision encoder", repository, here, optional=number > 0))
+        counted = str(number) if len(family.clip_models) > 1 else ""
+        needed.append(NeededModel("CLIP vision encoder", repository, here, counted))
     segmenter = segmenter_lookup.find_best()
     repository = segmenter_lookup.RECOMMENDED["sam2"]
-    needed.append(NeededModel("segmenter", repository, segmenter.folder if segmenter else None, optional=True))
+    needed.append(NeededModel("segmenter", repository, segmenter.folder if segmenter else None))
     metrics = METRIC_MODELS.items() if with_metrics else ()
     return needed + [
-        NeededModel(f"{name} of evaluate", repository, hub_cache.find_transformers_model(repository), optional=True)
+        NeededModel(f"{name} of evaluate", repository, hub_cache.find_transformers_model(repository), for_metrics=True)
         for name, repository in metrics
     ]

@@ -38,8 +38,62 @@ def test_a_sound_machine(cli: Cli, project: Path) -> None:
     assert all(c["remedy"] for c in found.values() if c["state"] != "ok")
     lines = cli("doctor", "--quick").out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [
-        what for what in found if what not in ("cpu", "gpu", "mps") and "cuda" not in what
+        what for what in found if what not in ("libraries", "cpu", "gpu", "mps") and "cuda" not in what
     ]
+
+
+def test_libraries_are_imported_and_every_device_computes_a_step(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checks(cli("doctor", "--json"))
+    assert found["libraries"]["state"] == "ok"
+    assert "a training step works in fp32" in found["cpu"]["said"]
+
+    def fail(device: str, dtype: object) -> str:
+        return "no kernel" if dtype in failing else ""
+
+    from objtune_cli import doctor
+    from objtune_cli.runtime import tiny_step
+
+    monkeypatch.setattr(tiny_step, "find_failure", fail)
+    failing = [tiny_step.FORMATS["fp16"]]
+    half = checks(cli("doctor", "--json"))["cpu"]
+    assert half["state"] == "ok" and half["said"].endswith("works in fp32, bf16; fp16 fails: no kernel")
+    failing = list(tiny_step.FORMATS.values())
+    done = cli("doctor", "--json")
+    assert (done.code, checks(done)["cpu"]["state"]) == (7, "bad")
+    monkeypatch.setattr(doctor, "LIBRARIES", ("torch", "no_such_library"))
+    broken = checks(cli("doctor", "--json"))["libraries"]
+    assert (broken["state"], broken["remedy"]) == ("bad", "pip install --force-reinstall no_such_library")
+
+
+def test_a_tiny_step_fails_where_a_device_does() -> None:
+    from objtune_cli.runtime import tiny_step
+
+    assert tiny_step.find_failure("cpu", tiny_step.FORMATS["fp32"]) == ""
+    assert tiny_step.find_failure("cuda:99", tiny_step.FORMATS["fp32"])
+
+
+def test_what_a_base_needs_is_one_table(cli: Cli, base: Path) -> None:
+    done = cli("doctor", "--base", "sdxl", "--quick", "--json")
+    found = checks(done)
+    assert (done.code, found["base sdxl"]["state"]) == (7, "bad")
+    needed = ("base sdxl", "CLIP vision encoder 1", "CLIP vision encoder 2", "segmenter")
+    assert {found[what]["remedy"] for what in needed} == {"objtune fetch --base sdxl"}
+    assert {found[f"{name} of evaluate"]["remedy"] for name in ("CLIP", "DINO")} == {
+        "objtune fetch --base sdxl --with-metrics"
+    }
+    assert "base sd15" not in found
+    toybox = cli("doctor", "--base", "toybox", "--quick", "--json")
+    there = checks(toybox)
+    assert toybox.code == 0
+    assert {there[what]["state"] for what in ("base toybox", "CLIP vision encoder", "segmenter")} == {"ok"}
+    own = checks(cli("doctor", "--base", base, "--quick", "--json"))
+    assert own["CLIP vision encoder"]["said"] == str(base / "clip")
+    assert (own["segmenter"]["state"], own["segmenter"]["remedy"]) == (
+        "missing",
+        f"objtune fetch --model {own['segmenter']['said'].split()[0]}",
+    )
 
 
 def test_quick_loads_no_torch(project: Path) -> None:
