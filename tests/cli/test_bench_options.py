@@ -422,7 +422,7 @@ def test_a_script_that_is_not_there_is_told_before_anything_is_measured(
 
     monkeypatch.setattr(speed, "run", lambda *_: pytest.fail("a step was measured"))
     done = objtune("bench", "speed", "--set", "bench.diffusers_script=none.py")
-    assert done.code == 3 and "there is no none.py" in done.err
+    assert done.code == 3 and "none.py does not exist" in done.err
 
 
 @pytest.mark.parametrize("kind", ["speed", "scenes", "masks", "base"])
