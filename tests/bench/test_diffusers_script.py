@@ -101,7 +101,7 @@ def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:
 def test_a_script_that_is_not_there_is_an_input_error_before_a_model_is_written(
     tmp_path: Path, bare: list[Path]
 ) -> None:
-    with pytest.raises(InputError, match="there is no"):
+    with pytest.raises(InputError, match="does not exist"):
         diffusers_script.time_script(tmp_path / "none.py", tmp_path / "work", "cpu", 24)
     assert bare == []
 

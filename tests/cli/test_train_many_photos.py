@@ -109,7 +109,7 @@ def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     for folder, words in {
         tmp_path / "empty": "there is no file",
-        tmp_path / "none": "is no folder",
+        tmp_path / "none": "is not a folder",
         photos / "dog": "there is no file",
     }.items():
         done = cli("bench", "dreambooth", folder)

@@ -131,7 +131,7 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     [
         ("nobody/nothing", 7, "is not on this machine"),
         ("a,b", 2, "names 2 models"),
-        ("{here}/objtune.toml", 3, "no safetensors file"),
+        ("{here}/objtune.toml", 3, "is not a safetensors file"),
     ],
 )
 def test_a_tower_that_is_not_there_is_one_line(cli, kin_bases, dog_photo, tower, code, said):

@@ -391,7 +391,7 @@ def test_two_objects_of_one_photo_are_learned_together(objtune, dog_photo, monke
         (("compose", "a dog"), 3, "names no trained object"),
         (("compose", "<dog>", "--place", "cup=left"), 3, "does not mention <cup>"),
         (("compose", "<dog>", "--place", "dog=nowhere"), 2, "'dog=nowhere' is not a place"),
-        (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml is no readable layout"),
+        (("compose", "<dog>", "--layout", "none.toml"), 3, "none.toml does not exist"),
         (("generate", "<dog>", "--base", "toybox"), 6, "was made with the base tiny, this command uses toybox"),
         (("generate", "<dog>", "--base", "nowhere/at/all"), 2, "there is no base nowhere/at/all"),
         (("generate", "a photo of <Hat>"), 3, "<Hat> cannot be the name of an object"),

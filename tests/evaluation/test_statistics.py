@@ -76,7 +76,7 @@ def test_calibrated_ends() -> None:
     assert statistics.calibrate(0.55, 0.3, 0.8) == pytest.approx(0.5)
     assert statistics.calibrate(1.8, 0.3, 0.8) == pytest.approx(3)  # beyond the ends the line goes on
     assert statistics.calibrate(2, 3, 1) == 0.5  # 1 may be the smaller end
-    with pytest.raises(ValueError, match="both 0.5"):
+    with pytest.raises(ValueError, match="the same raw value 0.5"):
         statistics.calibrate(1, 0.5, 0.5)
 
 
