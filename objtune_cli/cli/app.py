@@ -71,7 +71,7 @@ COMMANDS = {
     ),
     "fetch": (
         "fetch.fetch",
-        "Download a base model; no other command uses the network. Prints its folder.",
+        "Download a base model with all that photographs need. Prints its folder.",
     ),
     "bases": ("bases.bases_", "List the base models on this machine."),
 }
