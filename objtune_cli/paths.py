@@ -56,13 +56,13 @@ def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
             "a path is empty" if not raw.strip() else f"{raw!r} cannot be a path", "give the path of a file or folder"
         )
     path = _join(Path(raw), folder)
-    if not raw.startswith("~") and _exists(path):
+    if not raw.startswith("~") and path_exists(path):
         return path
     plain = _without_quotes(raw.strip())
     path = _join(_expand(plain), folder)
-    if "\\" in plain and os.sep == "/" and not _exists(path):  # typed on Windows, or by a shell that escapes spaces
+    if "\\" in plain and os.sep == "/" and not path_exists(path):  # typed on Windows, or by a shell that escapes spaces
         for other in (plain.replace("\\ ", " "), plain.replace("\\", "/")):
-            if _exists(_join(_expand(other), folder)):
+            if path_exists(_join(_expand(other), folder)):
                 return _join(_expand(other), folder)
     return path
 
@@ -75,7 +75,9 @@ def to_model(text: str, folder: Path | None = None) -> str:
     """
     if text == "toybox" or not text.strip():
         return text
-    is_path = _PATH_LIKE.match(text.strip()) or (not (_gone and folder is None) and _exists(_join(Path(text), folder)))
+    is_path = _PATH_LIKE.match(text.strip()) or (
+        not (_gone and folder is None) and path_exists(_join(Path(text), folder))
+    )
     return str(to_path(text, folder)) if is_path else text
 
 
@@ -94,7 +96,23 @@ def to_file(text: str, folder: Path | None = None) -> str:
     return str(to_path(text, folder)) if text else text
 
 
-CONVERTERS = {"file": to_file, "model": to_model, "models": to_model_list}
+def split_strength(text: str) -> tuple[str, str]:
+    """The name of a file and the text of the strength behind it, "" for none: `style.safetensors:0.7`."""
+    name, colon, strength = text.strip().rpartition(":")
+    is_part_of_name = not colon or not name or re.search(r"[\\/]", strength)
+    return (text.strip(), "") if is_part_of_name else (name.strip(), strength.strip())
+
+
+def to_lora_list(text: str, folder: Path | None = None) -> str:
+    """LoRAs with their strengths, one a line; commas separate them where the text has one line."""
+    lines = []
+    for each in filter(None, (part.strip() for part in text.split("\n" if "\n" in text else ","))):
+        name, strength = (each, "") if path_exists(_join(Path(each), folder)) else split_strength(each)
+        lines.append(to_model(name, folder) + (f":{strength}" if strength else "") + "\n")
+    return "".join(lines)
+
+
+CONVERTERS = {"file": to_file, "model": to_model, "models": to_model_list, "loras": to_lora_list}
 """How the text of a setting becomes a path, by the kind that the setting names."""
 
 
@@ -112,7 +130,8 @@ def _join(path: Path, folder: Path | None) -> Path:
     return path if folder is None else folder / path
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
+    """Whether a file, folder or link is there; a text that cannot be a path is none."""
     try:
         return os.path.lexists(path)
     except (OSError, ValueError):

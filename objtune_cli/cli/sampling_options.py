@@ -1,6 +1,6 @@
 """Sampling options of `generate` and `compose`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ import typer
 from objtune_cli.config.sections import SEEDS, Generate
 
 if TYPE_CHECKING:
-    from objtune_cli.workflow.context import StageContext
+    from objtune_cli.workflow.context import StageContext, StageResult
 
 NumImages = Annotated[
     int | None, typer.Option("-n", help="Images per prompt.", show_default=str(Generate().num_images))
@@ -60,6 +60,16 @@ Strength = Annotated[
 ]
 
 
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE:STRENGTH",
+        help="LoRA beside the objects, for example style.safetensors:0.7, or an adapter; repeat it for several.",
+    ),
+]
+
+
 Scheduler = Annotated[
     Literal["auto", "ddim", "euler", "dpm++", "base"] | None,
     typer.Option(
@@ -80,7 +90,7 @@ Out = Annotated[
 SAMPLING: dict[str, tuple[Any, Any]] = {
     "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None),
     "steps": (Steps, None), "guidance": (Guidance, None), "negative": (Negative, None), "strength": (Strength, None),
-    "scheduler": (Scheduler, None),
+    "lora": (Lora, None), "scheduler": (Scheduler, None),
 }  # fmt: skip
 
 
@@ -99,5 +109,12 @@ def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Genera
         guidance_scale=sampling["guidance"],
         negative_prompt=sampling["negative"],
         strength=sampling["strength"],
+        lora="".join(f"{each}\n" for each in sampling["lora"]) if sampling["lora"] else None,
         scheduler=sampling["scheduler"],
     )
+
+
+def describe_loras(ctx: "StageContext", results: "Sequence[StageResult]") -> dict[str, Any]:
+    """The field `loras` of the JSON document: name, strength and hash of each LoRA beside the objects; {} without any."""
+    loras = [ctx.store.read_record(result.ref).config.get("loras") for result in results[:1]]
+    return {"loras": loras[0]} if loras and loras[0] else {}

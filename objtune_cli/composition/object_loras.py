@@ -3,28 +3,15 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objtune_cli.composition.region_masks import PlacedObject
-from objtune_cli.errors import IncompatibleError
+from objtune_cli.lora.forward_hooks import LoraFactors, find_layers, lora_factors, lora_output
 from objtune_cli.lora.layers import by_network, has_text_encoder_layers
 from objtune_cli.models.attention import pad_mask
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
-
-LoraFactors = tuple[Tensor, Tensor, Tensor | None]
-"""Down and up projection of a layer's LoRA, and what it adds to the bias."""
-
-
-def lora_output(x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, module: nn.Module) -> Tensor:
-    """The LoRA's output for the input x of a linear or convolution layer."""
-    if isinstance(module, nn.Conv2d):
-        return F.conv2d(F.conv2d(x, down, stride=module.stride, padding=module.padding), up, bias)
-    product = x @ down.T @ up.T
-    return product if bias is None else product + bias
 
 
 @contextlib.contextmanager
@@ -76,23 +63,3 @@ def _add_everywhere(
     model: BaseModel, pair: LoraFactors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
 ) -> Tensor:
     return out if model.adapters_disabled else out + lora_output(args[0], *pair, module)
-
-
-def find_layers(network: nn.Module, adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, nn.Module]:
-    """The layers of a network that the LoRAs have weights for, by name."""
-    modules = dict(network.named_modules())
-    names = sorted({key.rsplit(".lora_", 1)[0] for weights in adapters for key in weights})
-    missing = [name for name in names if name not in modules]
-    if missing:
-        raise IncompatibleError(
-            f"an adapter was trained on another base: no layer {missing[0]} here", "use the base it names"
-        )
-    return {name: modules[name] for name in names}
-
-
-def lora_factors(weights: Mapping[str, Tensor], name: str, layer: Any) -> LoraFactors | None:
-    down, up = (weights.get(f"{name}.lora_{side}.weight") for side in "AB")
-    bias = weights.get(f"{name}.lora_B.bias")
-    if down is None or up is None:
-        return None
-    return down.to(layer.weight), up.to(layer.weight), None if bias is None else bias.to(layer.weight)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from objtune_cli.composition.object_loras import LoraFactors, find_layers, lora_factors, lora_output
 from objtune_cli.composition.region_masks import REGION_SOFTNESS, PlacedObject, RegionMasks
 from objtune_cli.composition.regional_attention import BoundedAttention, RegionalAttention
+from objtune_cli.lora.forward_hooks import LoraFactors, find_layers, lora_factors, lora_output
 from objtune_cli.lora.layers import DENOISER_PREFIX
 from objtune_cli.models.attention import pad_mask
 from objtune_cli.models.base_model import BaseModel

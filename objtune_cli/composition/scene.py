@@ -1,9 +1,11 @@
 """A scene to compose: prompt, objects, layout and settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from objtune_cli.composition.layout import Layout
 from objtune_cli.config.sections import Compose, Generate
+from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.workflow import prompt_request, trained_objects
 
 
@@ -17,6 +19,7 @@ class Scene:
         objects: One for every mention, in the order of mention.
         config: Settings of sampling, nothing left to the base.
         options: Settings of composition.
+        loras: LoRAs that act on the whole image, beside the objects.
     """
 
     prompt: str
@@ -24,6 +27,7 @@ class Scene:
     layout: Layout
     config: Generate
     options: Compose
+    loras: Sequence[ExtraLora] = ()
 
     @property
     def objects(self) -> list[trained_objects.PromptObject]:

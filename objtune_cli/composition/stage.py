@@ -10,6 +10,7 @@ from objtune_cli.composition.layout import Box, Layout
 from objtune_cli.composition.scene import Scene
 from objtune_cli.config.sections import Compose, Generate, identifying
 from objtune_cli.errors import InputError
+from objtune_cli.generation import extra_loras, image_files
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
@@ -59,7 +60,7 @@ def run(
         presence_report.report_presence(ctx, result.metrics, scene.options)
     else:
         result = _compose_scene(ctx, record, scene)
-    return generate.copy_images([result], out)
+    return image_files.copy_images([result], out)
 
 
 def _build_scene(
@@ -87,6 +88,7 @@ def _build_scene(
     user_boxes = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
     layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
+    loras = extra_loras.find_loras(ctx, config.lora)
     config = generate.fill_defaults(ctx, config)
     scene_layout = _arrange(ctx, text, objects, user_boxes, config if is_sized else None)
     return Scene(
@@ -95,6 +97,7 @@ def _build_scene(
         scene_layout,
         _sampling_config(config, request.negative),
         _fill_defaults(ctx, how),
+        loras,
     )
 
 
@@ -183,6 +186,7 @@ def _make_record(
         | identifying(scene.options)
         | {"prompt": scene.prompt, "places": {n: list(b) for n, b in scene_layout.boxes.items()}}
         | generate.strength_settings(named)
+        | extra_loras.scene_settings(scene.loras)
     )
     if scene_layout.order != [o.name for o in scene.objects]:
         settings["order"] = scene_layout.order
@@ -192,7 +196,8 @@ def _make_record(
     if with_text_encoders:
         settings["text_encoders"] = with_text_encoders
     name = "-".join(classes)[:64].rstrip("-.")
-    return Record("scene", name, classes, trained_objects.scene_inputs(named, avoided), settings, ctx.base.record())
+    inputs = trained_objects.scene_inputs(named, avoided) | extra_loras.scene_inputs(scene.loras)
+    return Record("scene", name, classes, inputs, settings, ctx.base.record())
 
 
 def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResult:
@@ -202,6 +207,7 @@ def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResu
     from objtune_cli.composition import scene_sampling
 
     model = ctx.load_base_model()
+    extra_loras.apply_loras(ctx, model, scene.loras)
     request, objects = scene.request, scene.objects
     weights = {
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects

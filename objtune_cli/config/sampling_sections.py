@@ -44,6 +44,13 @@ class Generate:
         2,
         absent=1.0,
     )
+    lora: str = setting(
+        "",
+        "LoRA files or adapters that act beside the objects, each with its strength: `style.safetensors:0.7`; several with a comma.",
+        auto="none",
+        identifies=False,
+        path="loras",
+    )
     negative_prompt: str = setting("", "What the images should not show.")
     scheduler: Literal["auto", "ddim", "euler", "dpm++"] = setting(
         "auto", "Sampler. auto: the one in the base's folder."

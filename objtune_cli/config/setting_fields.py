@@ -39,7 +39,7 @@ def setting(
         absent: For a setting that was added later, the value that a record without it stands for.
         neutral: The value that leaves a plain LoRA training as it is; baselines start from it.
         identifies: Whether another value makes another artifact.
-        path: The kind of path that it is or may be, a key of `paths.CONVERTERS`: "file", "model" (a hub id, too) or "models".
+        path: The kind of path that it is or may be, a key of `paths.CONVERTERS`: "file", "model" (a hub id, too), "models" or "loras".
     """
     return field(
         default=default,

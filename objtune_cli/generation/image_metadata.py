@@ -20,6 +20,7 @@ def infotext(
     model: str,
     base_sampler: tuple[str, str] = ("DDIM", ""),
     hashes: Mapping[str, str] = MappingProxyType({}),
+    lora_tags: str = "",
 ) -> str:
     """The parameters of one image: prompt, negative prompt and a line of `Key: value` pairs.
 
@@ -28,6 +29,7 @@ def infotext(
         model: Name of the base.
         base_sampler: A1111's names of the base's own sampler and of its schedule type, empty for the usual type.
         hashes: Values of `Lora hashes` and `TI hashes`.
+        lora_tags: `<lora:name:0.7>` of each LoRA beside the objects, at the end of the prompt.
 
     Source: `infotext_utils.py` of A1111. Values that hold a comma, a colon or a line break are JSON strings.
     """
@@ -48,7 +50,7 @@ def infotext(
         pairs["Object guidance"] = f"{config.autoguidance_scale:g}"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}
     lines = [
-        escape_syntax(prompt),
+        " ".join(filter(None, (escape_syntax(prompt), lora_tags))),
         *([f"Negative prompt: {escape_syntax(config.negative_prompt)}"] if config.negative_prompt else []),
     ]
     return "\n".join([*lines, ", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items())])

@@ -15,13 +15,18 @@ from objtune_cli.workflow.context import StageContext
 
 DIGITS = 12
 """Number of a hash's digits in the generation parameters."""
-TI_HASHES = "TI hashes"
+LORA_HASHES, TI_HASHES = "Lora hashes", "TI hashes"
 Hashes = dict[str, dict[str, str]]
 """`Lora hashes`: the name of a file without its ending to its hash; `TI hashes`: the name of an object to that of its embedding file."""
 
 
-def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def collect_hashes(
+    ctx: StageContext, inputs: Mapping[str, Mapping[str, str]], of_other_loras: str = ""
+) -> dict[str, str]:
     """Values of `Lora hashes` and `TI hashes` for the adapters among a scene's inputs; missing or damaged adapters are left out.
+
+    Args:
+        of_other_loras: The end of `Lora hashes`, for LoRAs beside the objects.
 
     The files are those of `export --format kohya` and `embedding`. Source: A1111's `extra_networks_lora.py` and `textual_inversion.py`.
     """
@@ -34,7 +39,7 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
     }
     for sha256, ref in {**adapters, **avoided}.items():
         with contextlib.suppress(ObjtuneError):
-            for key, values in _adapter_hashes(ctx, ref, sha256).items():
+            for key, values in adapter_hashes(ctx, ref, sha256).items():
                 if sha256 not in adapters and key != TI_HASHES:
                     continue  # of an object in the negative prompt only the token acts
                 named = (
@@ -43,10 +48,13 @@ def collect_hashes(ctx: StageContext, inputs: Mapping[str, Mapping[str, str]]) -
                     else values
                 )
                 hashes.setdefault(key, {}).update(named)
-    return {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in hashes.items()}
+    texts = {key: ", ".join(f"{name}: {value}" for name, value in values.items()) for key, values in hashes.items()}
+    if of_other_loras:
+        texts[LORA_HASHES] = ", ".join(filter(None, (texts.get(LORA_HASHES), of_other_loras)))
+    return texts
 
 
-def _adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
+def adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of one adapter: of the files that it was imported from, from the cache, or computed."""
     record = ctx.store.read_record(parse(ref))
     imported = imported_hashes(record)
@@ -91,7 +99,7 @@ def imported_hashes(record: artifacts.Record) -> Hashes | None:
         return None
     hashes: Hashes = {}
     for i, sha256 in files.items():
-        key, value = ("Lora hashes", bodies[i]) if i in bodies else (TI_HASHES, sha256)
+        key, value = (LORA_HASHES, bodies[i]) if i in bodies else (TI_HASHES, sha256)
         hashes.setdefault(key, {}).setdefault(record.name, value[:DIGITS])
     return hashes
 
@@ -100,7 +108,7 @@ def compute_hashes(record: artifacts.Record, tensors: Mapping[str, Any]) -> Hash
     """Compute the hashes of an adapter's exported files: of a LoRA without its header, of an embedding the whole file."""
     family = families.get_family(record.base.get("family", ""))
     layers = lora_keys.to_kohya(tensors, family)
-    lora: Hashes = {"Lora hashes": {record.name: export_files.body_hash(layers)[:DIGITS]}} if layers else {}
+    lora: Hashes = {LORA_HASHES: {record.name: export_files.body_hash(layers)[:DIGITS]}} if layers else {}
     embeddings = {
         name: export_files.embedding_hash(tensors, name, family)[:DIGITS]
         for name in record.objects

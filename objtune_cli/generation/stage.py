@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
-from objtune_cli.generation import image_size, lora_hashes
+from objtune_cli.generation import extra_loras, image_files, image_size, lora_hashes
+from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.generation.image_metadata import infotext
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
@@ -44,15 +45,17 @@ def run(
         output_files.check_folder(out)
     request = prompt_request.read_prompts(ctx, prompts, config.negative_prompt, source, config.strength)
     _check_shared_strengths(request)
+    loras = extra_loras.find_loras(ctx, config.lora)
     config = fill_defaults(
         ctx, replace(config, negative_prompt=request.negative, strength=1.0)
     )  # the objects carry it now
     note_guidance(ctx, config)
-    scenes = [_find_scene(ctx, request, i, config) for i in range(len(request.prompts))]
+    scenes = [_find_scene(ctx, request, i, config, loras) for i in range(len(request.prompts))]
     records, results = [record for record, _ in scenes], [result for _, result in scenes]
     missing = [i for i, result in enumerate(results) if result is None]
     if missing:
         base_model = ctx.load_base_model()
+        extra_loras.apply_loras(ctx, base_model, loras)
         weights = {item.name: trained_objects.load_tensors(ctx, item) for item in request.objects}
         placeholders = trained_objects.add_placeholders(base_model, request.objects, weights)
         prompt_request.check_lengths(ctx, base_model, placeholders, request)
@@ -60,7 +63,7 @@ def run(
         for i in missing:
             _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
             results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], config)
-    return copy_images([result for result in results if result is not None], out)
+    return image_files.copy_images([result for result in results if result is not None], out)
 
 
 def fill_defaults(ctx: StageContext, config: Generate) -> Generate:
@@ -91,14 +94,20 @@ def note_guidance(ctx: StageContext, config: Generate) -> None:
 
 
 def _find_scene(
-    ctx: StageContext, request: prompt_request.PromptRequest, i: int, config: Generate
+    ctx: StageContext, request: prompt_request.PromptRequest, i: int, config: Generate, loras: Sequence[ExtraLora] = ()
 ) -> tuple[Record, StageResult | None]:
     """The record of the scene of prompt `i`, and its result if the scene exists."""
     objects, prompt = request.named[i], request.prompts[i]
     classes = {o.name: o.class_word for o in objects}
     name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    settings = identifying(config) | sampler_settings(ctx, config) | {"prompt": prompt} | strength_settings(objects)
-    inputs = trained_objects.scene_inputs(objects, request.negative_objects(i))
+    settings = (
+        identifying(config)
+        | sampler_settings(ctx, config)
+        | {"prompt": prompt}
+        | strength_settings(objects)
+        | extra_loras.scene_settings(loras)
+    )
+    inputs = trained_objects.scene_inputs(objects, request.negative_objects(i)) | extra_loras.scene_inputs(loras)
     record = Record("scene", name, classes, inputs, settings, ctx.base.record())
     return record, reuse_scene(ctx, record, config, prompt)
 
@@ -282,7 +291,8 @@ def write_images(
 ) -> list[Path]:
     """Write a scene's images as PNG files with their generation parameters. Seeds come from the metric `seeds`, if the record has it."""
     files = []
-    hashes = lora_hashes.collect_hashes(ctx, record.inputs)
+    tags, own_hashes = extra_loras.infotext_tags(record.config.get("loras", ()))
+    hashes = lora_hashes.collect_hashes(ctx, record.inputs, own_hashes)
     seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(images))])
     for i, image in enumerate(images):
         size = (image.shape[1], image.shape[0])
@@ -294,22 +304,9 @@ def write_images(
             ctx.base.id,
             ctx.base.sampler,
             hashes,
+            tags,
         )
         provenance = canonical_json({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})
         files.append(ctx.store.write_image(ref, f"{i + 1:03d}.png", data))
     return files
-
-
-def copy_images(results: list[StageResult], out: Path | None) -> list[StageResult]:
-    """Copy the images of the results to the folder `out`, named after their scenes; existing files are not replaced."""
-    if out is None:
-        return results
-    for result in results:
-        result.images = [
-            output_files.write_numbered(
-                out / f"{result.ref.name}-{result.ref.version:03d}-{file.name}", file.read_bytes()
-            )
-            for file in result.images
-        ]
-    return results

@@ -49,7 +49,7 @@ def run(
 
     sources = [open_source(file, allow_pickle) for file in read]
     model = ctx.load_base_model()
-    layers = _read_layers(ctx, model, sources)
+    layers = read_layers(ctx, model, sources)
     vectors = [each for each in map(textual_inversion.find_vectors, sources) if each]
     rows = (
         textual_inversion.join_vectors(model, vectors)
@@ -110,7 +110,7 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
     return import_source.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
 
 
-def _read_layers(ctx: StageContext, model: "BaseModel", sources: "list[Source]") -> "dict[str, Tensor]":
+def read_layers(ctx: StageContext, model: "BaseModel", sources: "list[Source]") -> "dict[str, Tensor]":
     """LoRA layers of all files.
 
     Raises:

@@ -81,6 +81,15 @@ def find_transformers_model(repository: str, *, is_segmenter: bool = False) -> P
     return None
 
 
+def find_any_snapshot(repository: str) -> Path | None:
+    """Return the folder of whatever the cache holds of a repository's newest known commit."""
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(*CACHE_ERRORS):
+        return Path(snapshot_download(repository, local_files_only=True))
+    return None
+
+
 def has_repository(repository: str) -> bool:
     """Whether the cache has a folder for the repository, complete or not."""
     from huggingface_hub.constants import HF_HUB_CACHE

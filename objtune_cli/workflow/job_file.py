@@ -157,6 +157,7 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
         texts = [prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
+        draw += [f"--lora={text}" for text in found.get("lora", ())]
         commands.append(("generate", *model, *draw, "--", *texts))
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
 
@@ -216,6 +217,8 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
     for key in ("mask", "refine_mask"):
         if key in job:
             found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
+    if "lora" in job:
+        found["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
     if "base" in job:
         found["base"] = paths.to_model(job["base"], folder)
     if "set" in job:

@@ -16,6 +16,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
     "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
     "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
+    "lora": (_TEXTS, '"style.safetensors:0.7"'),
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
 KINDS = {

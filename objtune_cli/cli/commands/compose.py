@@ -7,7 +7,7 @@ import typer
 
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, describe_loras, resolve_sampling
 from objtune_cli.config.sections import Compose
 
 
@@ -41,4 +41,5 @@ def compose(
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling)
     composing = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)
-    return CommandResult(stage.run(ctx, prompt, boxes, config, composing, out), printed="images")
+    results = stage.run(ctx, prompt, boxes, config, composing, out)
+    return CommandResult(results, printed="images", extra=describe_loras(ctx, results))

@@ -7,7 +7,7 @@ import typer
 from objtune_cli.cli import completion
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, describe_loras, resolve_sampling
 from objtune_cli.cli.stdin import read_prompts
 
 
@@ -42,4 +42,5 @@ def generate(
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling)
     source = ctx.store.find(adapter, ("adapter",)) if adapter else None
-    return CommandResult(stage.run(ctx, prompts, config, out, source), printed="images")
+    results = stage.run(ctx, prompts, config, out, source)
+    return CommandResult(results, printed="images", extra=describe_loras(ctx, results))

@@ -9,6 +9,8 @@ REFINED = "close."
 """Before an object's name: the latents of its refined region."""
 ADAPTER_ROLE, NEGATIVE_ROLE = "adapter.", "negative."
 """Before an object's name: the adapter of an object in the prompt, or of one that only the negative prompt names."""
+LORA_ROLE = "lora."
+"""Before a number: a file of a LoRA that acts beside the objects, or the adapter that it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
