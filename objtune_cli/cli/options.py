@@ -58,6 +58,15 @@ MODEL: dict[str, tuple[Any, Any]] = {
     "base": (BaseModel, None), "device": (Device, None), "precision": (Precision, None), "strict_base": (StrictBase, False), "force": (Force, False), "set_": (Given, None),
 }  # fmt: skip
 
+CheckedBase = Annotated[
+    str | None,
+    typer.Option("--base", metavar="BASE", help="Check what this base model needs, or test it.", show_default=False),
+]
+DOCTOR: dict[str, tuple[Any, Any]] = {
+    "base": (CheckedBase, None),
+    **{name: MODEL[name] for name in ("device", "precision", "set_")},
+}
+"""What `doctor` takes of the options of a base model."""
 
 PATHS = (
     "--project",
@@ -68,6 +77,7 @@ PATHS = (
     "--from",
     "--table",
     "--photos",
+    "--photo",
     "--mask",
     "--refine-mask",
     "--rough",

@@ -115,16 +115,18 @@ class CommandRun:
 
 
 MODEL_COMMANDS = ("segment", "init_embedding", "train", "generate", "compose", "evaluate", "bench", "import_")
-"""Modules whose commands take the options of a base model."""
+"""Modules whose commands take all options of a base model."""
+MODEL_OPTIONS = {**dict.fromkeys(MODEL_COMMANDS, options.MODEL), "doctor": options.DOCTOR}
+"""Module to the options of a base model that its command takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subcommand:
-    """A command of a command: its function, its help, and whether it takes the options of a base model."""
+    """A command of a command: its function, its help, and which options of a base model it takes."""
 
     function: Callable[..., CommandResult]
     help: str
-    model: bool = True
+    model: Mapping[str, tuple[Any, Any]] = field(default_factory=lambda: options.MODEL)
 
 
 def load_command(name: str, place: str, text: str) -> Any:
@@ -138,7 +140,7 @@ def load_command(name: str, place: str, text: str) -> Any:
         return DefaultGroup(
             name=name, help=text, commands=commands, rich_markup_mode=None, subcommand_metavar="[COMMAND] [ARGS]..."
         )
-    return _build_command(name, name, Subcommand(command, text, module in MODEL_COMMANDS))
+    return _build_command(name, name, Subcommand(command, text, MODEL_OPTIONS.get(module, {})))
 
 
 def _build_command(run_name: str, name: str, command: Subcommand) -> Any:
@@ -149,13 +151,15 @@ def _build_command(run_name: str, name: str, command: Subcommand) -> Any:
     return get_command(app)
 
 
-def wrap_command(name: str, function: Callable[..., CommandResult], *, model: bool) -> Callable[..., int]:
+def wrap_command(
+    name: str, function: Callable[..., CommandResult], *, model: Mapping[str, tuple[Any, Any]]
+) -> Callable[..., int]:
     """Add the shared options to a command's function, run it, and print its result.
 
     The function takes a `CommandRun` first and returns a `CommandResult`; the wrapped one returns the exit code.
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    shared = options.GLOBAL | (options.MODEL if model else {})
+    shared = options.GLOBAL | dict(model)
 
     @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
     def command(ctx: typer.Context, **values: Any) -> int:

@@ -24,7 +24,9 @@ def write_example(family: Family, base: str, name: str, class_word: str, embeddi
     ]
     keys = file_names.of_family(family).embedding_keys
     if keys:
+        end = "pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id"
         lines = ["from safetensors.torch import load_file", *lines, *_embedding_lines(keys, name, embedding)]
+        lines.append(f"{end}  # the sentence is read at its end, not at the largest id")
     else:
         lines.append(f'pipe.load_textual_inversion("embeddings/{embedding}.safetensors")')
     return [*lines, f'picture = pipe("a photo of <{name}> on the beach").images[0]']

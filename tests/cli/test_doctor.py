@@ -52,7 +52,7 @@ def test_libraries_are_imported_and_every_device_computes_a_step(
     def fail(device: str, dtype: object) -> str:
         return "no kernel" if dtype in failing else ""
 
-    from objtune_cli import doctor
+    from objtune_cli.doctor import checks as health
     from objtune_cli.runtime import tiny_step
 
     monkeypatch.setattr(tiny_step, "find_failure", fail)
@@ -62,7 +62,7 @@ def test_libraries_are_imported_and_every_device_computes_a_step(
     failing = list(tiny_step.FORMATS.values())
     done = cli("doctor", "--json")
     assert (done.code, checks(done)["cpu"]["state"]) == (7, "bad")
-    monkeypatch.setattr(doctor, "LIBRARIES", ("torch", "no_such_library"))
+    monkeypatch.setattr(health, "LIBRARIES", ("torch", "no_such_library"))
     broken = checks(cli("doctor", "--json"))["libraries"]
     assert (broken["state"], broken["remedy"]) == ("bad", "pip install --force-reinstall no_such_library")
 

@@ -245,6 +245,8 @@ def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypat
         exec(code, found)
         assert found["picture"] == "a photo of <rex> on the beach"
         assert opened.get_active_adapters() and len(opened.tokenizer("<rex>", add_special_tokens=False).input_ids) == 1
+        if name == "sdxl":  # else the pooled vector would be read at the object's token, which has the largest id
+            assert opened.text_encoder_2.text_model.eos_token_id == opened.tokenizer_2.eos_token_id
 
 
 def test_pushing_without_a_network_or_a_name_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,14 @@ def test_every_weight_is_the_folders(folders: dict[str, Path], one: Callable[[st
     assert torch.equal(file.encode_prompt(["a photo", ""]).pack(), folder.encode_prompt(["a photo", ""]).pack())
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+def test_diffusers_alone_draws_from_a_file_what_we_draw(cli: Callable, one: Callable[[str], Path], name: str) -> None:
+    done = cli("doctor", "--base", one(name), "--run", "--quick", "--steps", "2", "--json")
+    report = json.loads(done.out)["self_test"]
+    assert done.code == 0, report["steps"]
+    assert report["differences"]["mean"] < 0.1 < report["differences"]["without_object"]
+
+
 def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog_photo: Path, project: Path) -> None:
     base = one("sd1")
     few = (

@@ -200,7 +200,7 @@ SUITES = {
     "throughput": Subcommand(throughput, "Train N photos by one command and by N commands: time and quality."),
     "dreambooth": Subcommand(dreambooth, "Compare methods on photographs, with the papers' measures."),
     "masks": Subcommand(masks, "Measure `segment` on held-out scenes, by class word, box and point."),
-    "show": Subcommand(show, "Print the table of a results.jsonl; measures nothing.", model=False),
+    "show": Subcommand(show, "Print the table of a results.jsonl; measures nothing.", model={}),
 }
 """Subcommands in the order of `objtune bench --help`; the first is the default."""
 
