@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 from objtune_cli import paths
 from objtune_cli.cli.runner import require
 from objtune_cli.errors import InputError
+from objtune_cli.workflow.photo_keys import PHOTO_OPTIONS
 
 if TYPE_CHECKING:
     from objtune_cli.segmentation.from_hints import Target
 
-PHOTO_OPTIONS = {
-    "class_": "--class",
-    "name": "--name",
-    "mask": "--mask",
-    "box": "--box",
-    "point": "--point",
-    "negative_point": "--negative-point",
-    "refine_mask": "--refine-mask",
-    "select": "--select",
-}
-"""Parameters that describe the objects of one photo, and their options."""
+PHOTO_PARAMETERS = {"class_" if key == "class" else key: option for key, option in PHOTO_OPTIONS.items()}
+"""Parameters of commands that describe the objects of one photo, and their options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +34,7 @@ def parse_targets(options: Mapping[str, Any]) -> list["Target"]:
     """Parse the objects that the options of a photo describe, in the order of `--class`.
 
     Args:
-        options: Values by the keys of `PHOTO_OPTIONS`.
+        options: Values by the keys of `PHOTO_PARAMETERS`.
 
     Raises:
         UsageError: Options do not fit together; the message names the option.
@@ -51,12 +43,12 @@ def parse_targets(options: Mapping[str, Any]) -> list["Target"]:
 
     objects = _Objects(options.get("class_"), options.get("name"))
     masks, refined = (
-        {i: _existing(text, PHOTO_OPTIONS[key]) for i, text in objects.assign_one(options, key).items()}
+        {i: _existing(text, PHOTO_PARAMETERS[key]) for i, text in objects.assign_one(options, key).items()}
         for key in ("mask", "refine_mask")
     )
     boxes = {i: parse_numbers(v, 4, "--box", "x0,y0,x1,y1") for i, v in objects.assign_one(options, "box").items()}
     points, negative_points = (
-        [(i, parse_numbers(text, 2, PHOTO_OPTIONS[key], "x,y")) for i, text in objects.assign(options, key)]
+        [(i, parse_numbers(text, 2, PHOTO_PARAMETERS[key], "x,y")) for i, text in objects.assign(options, key)]
         for key in ("point", "negative_point")
     )
     targets = []
@@ -100,13 +92,13 @@ class _Objects:
 
     def assign(self, options: Mapping[str, Any], key: str) -> list[tuple[int, str]]:
         """The values of a repeated option, each with the position of its object: `dog=VALUE`, or VALUE of the only object."""
-        return [self._assign_value(text, PHOTO_OPTIONS[key]) for text in options.get(key) or []]
+        return [self._assign_value(text, PHOTO_PARAMETERS[key]) for text in options.get(key) or []]
 
     def assign_one(self, options: Mapping[str, Any], key: str) -> dict[int, str]:
         """The value of an option that each object has at most once, by the object's position."""
         values: dict[int, str] = {}
         for i, value in self.assign(options, key):
-            require(i not in values, f"two values of {PHOTO_OPTIONS[key]} for {self.names[i]}", "give one")
+            require(i not in values, f"two values of {PHOTO_PARAMETERS[key]} for {self.names[i]}", "give one")
             values[i] = value
         return values
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from objtune_cli.cli.object_options import PHOTO_OPTIONS, PhotoRequest, parse_targets
+from objtune_cli.cli.object_options import PHOTO_PARAMETERS, PhotoRequest, parse_targets
 from objtune_cli.cli.photo_options import is_folder
 from objtune_cli.cli.runner import OptionGroups, require
+from objtune_cli.workflow.photo_keys import HINTS
 
 PhotoOptions = tuple[Path | str, Mapping[str, Any]]
-"""A photo and the values of its options by the keys of `PHOTO_OPTIONS`."""
-HINTS = ("mask", "box", "point", "negative_point", "refine_mask")
-"""Options that describe one photo alone."""
+"""A photo and the values of its options by the keys of `PHOTO_PARAMETERS`."""
 CLASS_HINT = "give the class of its object behind it: `a.jpg --class dog b.jpg --class mug`"
 
 
@@ -42,7 +41,7 @@ def parse_requests(
     if len(classes) == 1:
         _refuse_early(early, HINTS)
         return [_parse_group(pairs, early)]
-    _refuse_early(early, tuple(PHOTO_OPTIONS))
+    _refuse_early(early, tuple(PHOTO_PARAMETERS))
     requests = [_parse_group(group, {}) for group in _group_pairs(pairs)]
     _check_distinct_names(requests)
     return requests
@@ -55,7 +54,7 @@ def _expand_folder(photo: Path | str, options: Mapping[str, Any], note: Callable
     from objtune_cli.segmentation import several_photos
 
     paths = several_photos.list_photos(photo, note)
-    hints = [PHOTO_OPTIONS[key] for key in HINTS if options.get(key)]
+    hints = [PHOTO_PARAMETERS[key] for key in HINTS if options.get(key)]
     require(
         len(paths) == 1 or not hints,
         f"{', '.join(hints)} behind {photo}, which holds {len(paths)} photos",
@@ -71,7 +70,7 @@ def _refuse_early(early: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     Raises:
         UsageError: Names them.
     """
-    names = [PHOTO_OPTIONS[key] for key in keys if early.get(key)]
+    names = [PHOTO_PARAMETERS[key] for key in keys if early.get(key)]
     require(
         not names,
         f"{', '.join(names)} before the first photo",

@@ -58,9 +58,9 @@ def compute_prototype(
     """
     pictures, objects = [], []
     for picture, mask in photos:
-        alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
+        cutout = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
         pictures.append(towers.image_features(picture[None])[0])
-        objects.append(towers.image_features(alone[None])[0])
+        objects.append(towers.image_features(cutout[None])[0])
     whole, single = _mean_direction(pictures), _mean_direction(objects)
     with torch.no_grad():
         word = towers.text_features(model, [PROMPT.format(with_article(class_word))])[0]
@@ -91,19 +91,21 @@ def initialise_token(
     Raises:
         NonFiniteError: The text encoder gives NaN or infinite values. GateError: the vectors came to such values on the way.
     """
-    own = class_token_embeddings(model, class_word)
-    noun = own if config.append_class_token else own[:0]
-    rows = _initial_vectors(model, own, config)
+    class_vectors = class_token_embeddings(model, class_word)
+    appended_vectors = class_vectors if config.append_class_token else class_vectors[:0]
+    rows = _initial_vectors(model, class_vectors, config)
     metrics: dict[str, float] = {}
-    seen = [t for t in (towers, second) if t is not None]
-    if seen:
-        aims = [compute_prototype(t, model, photos, class_word, config.weights) for t in seen]
-        metrics = dict(aims[0][1])
+    image_encoders = [t for t in (towers, second) if t is not None]
+    if image_encoders:
+        prototypes = [compute_prototype(t, model, photos, class_word, config.weights) for t in image_encoders]
+        metrics = dict(prototypes[0][1])
         steps = config.steps if config.init == "prototype" else 0
-        goals = list(zip(seen, [goal for goal, _ in aims], strict=True))
-        rows, curve = _fit_to_prototype(model, goals, rows, noun, own, replace(config, steps=steps), on_step)
+        goals = list(zip(image_encoders, [goal for goal, _ in prototypes], strict=True))
+        rows, curve = _fit_to_prototype(
+            model, goals, rows, appended_vectors, class_vectors, replace(config, steps=steps), on_step
+        )
         metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
-    vectors = torch.cat([rows, noun]).cpu()
+    vectors = torch.cat([rows, appended_vectors]).cpu()
     if not finite_checks.is_finite(
         torch.cat([vectors.flatten(), torch.tensor(list(metrics.values()), dtype=vectors.dtype)])
     ):

@@ -22,7 +22,7 @@ def run(ctx: StageContext, masks: Sequence[Ref], config: Embed) -> StageResult:
 
     Raises:
         ResourceError: A prototype was asked for, and the base has no image tower.
-        UsageError: A prototype of nothing, or masks of several objects or classes.
+        UsageError: All weights of the prototype are 0, or masks of several objects or classes.
     """
     if not any(config.weights):
         raise UsageError(
@@ -30,42 +30,58 @@ def run(ctx: StageContext, masks: Sequence[Ref], config: Embed) -> StageResult:
             "set one of init-embedding.image_weight, object and word above 0",
         )
     config = _resolve_init(ctx, config)
+    masks = _sort_masks(ctx, masks)
+    record = _make_record(ctx, masks, config)
+    return ctx.find_existing(record) or _compute(ctx, masks, config, record)
+
+
+def _sort_masks(ctx: StageContext, masks: Sequence[Ref]) -> list[Ref]:
+    """The masks, each once, in the order of their names and versions; masks named twice are noted."""
     for mask in {mask for mask in masks if masks.count(mask) > 1}:
         ctx.note_once(f"{mask} is named more than once and counts once")
-    masks = sorted(set(masks), key=lambda mask: (mask.name, mask.version))
+    return sorted(set(masks), key=lambda mask: (mask.name, mask.version))
+
+
+def _make_record(ctx: StageContext, masks: list[Ref], config: Embed) -> Record:
+    """What identifies the embedding: its masks, settings and base model.
+
+    Raises:
+        UsageError: Masks of several objects or classes.
+    """
     source = ctx.store.read_record(masks[0])
     _check_one_object([source, *(ctx.store.read_record(mask) for mask in masks[1:])])
     inputs = {mask_role(number): ctx.input_record(mask) for number, mask in enumerate(masks, 1)}
     settings = identifying(config) | ({"clip_model": ctx.base.clip_model} if ctx.base.clip_model else {})
-    record = Record("embedding", source.name, source.objects, inputs, settings, ctx.base.record())
-    done = ctx.find_existing(record)
-    if done:
-        return done
-    class_words.warn_unknown(ctx, source.class_word)
-    stored = [ctx.store.read(mask, own["sha256"])[1] for mask, own in zip(masks, inputs.values(), strict=True)]
+    return Record("embedding", source.name, source.objects, inputs, settings, ctx.base.record())
+
+
+def _compute(ctx: StageContext, masks: list[Ref], config: Embed, record: Record) -> StageResult:
+    """Compute the token's vectors and store them."""
+    class_words.warn_unknown(ctx, record.class_word)
+    stored = [ctx.store.read(mask, own["sha256"])[1] for mask, own in zip(masks, record.inputs.values(), strict=True)]
 
     from objtune_cli.embedding import prototype
     from objtune_cli.models import clip, placeholders
 
     photos = [to_photo_tensors(MaskArtifact.from_tensors(tensors)) for tensors in stored]
     model = ctx.load_base_model()
-    class_words.check_length(model, [source.class_word], config.num_vectors)
-    loaded = clip.load(ctx.base.clip_path, model) if ctx.base.clip_path else None
+    class_words.check_length(model, [record.class_word], config.num_vectors)
+    towers = clip.load(ctx.base.clip_path, model) if ctx.base.clip_path else None
     second = clip.load(ctx.base.clip_2_path, model, 1) if ctx.base.clip_2_path else None
     step = ctx.progress("init-embedding")
-    started = prototype.initialise_token(
+    token = prototype.initialise_token(
         model,
-        loaded,
+        towers,
         photos,
-        source.class_word,
+        record.class_word,
         config,
         lambda i, loss: step(i, config.steps, loss=loss),
         second,
     )
-    metrics = {k: round(v, 6) for k, v in started.metrics.items()} | {"learned": started.num_trainable}
+    metrics = {k: round(v, 6) for k, v in token.metrics.items()} | {"learned": token.num_trainable}
     ref = ctx.store.create(
         replace(record, metrics=metrics, tools=tool_versions()),
-        EmbeddingArtifact(placeholders.split_encoders(started.token_embeddings, model.widths)).to_tensors(),
+        EmbeddingArtifact(placeholders.split_encoders(token.token_embeddings, model.widths)).to_tensors(),
     )
     return StageResult(ref, False, [], metrics)
 

@@ -64,17 +64,17 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     }  # fmt: skip
 
 
-def suggest_savings(found: dict[str, Any], config: Train) -> str:
+def suggest_savings(estimate: dict[str, Any], config: Train) -> str:
     """Which settings take less, those that cost least first; empty where there is room."""
-    need = max(found["step_mb"], found["preparing_mb"])
-    if not found["room_mb"] or need < found["room_mb"]:
+    need = max(estimate["step_mb"], estimate["preparing_mb"])
+    if not estimate["room_mb"] or need < estimate["room_mb"]:
         return ""
-    given = {
-        "--set train.gradient_checkpointing=on": config.gradient_checkpointing == "on" or found["recomputed"], "--set train.batch_size=1": config.batch_size == 1,
-        "--precision bf16": found["precision"] != "float32", "--set train.quantize_base=4bit": config.quantize_base != "none",
+    savings = {
+        "--set train.gradient_checkpointing=on": config.gradient_checkpointing == "on" or estimate["recomputed"], "--set train.batch_size=1": config.batch_size == 1,
+        "--precision bf16": estimate["precision"] != "float32", "--set train.quantize_base=4bit": config.quantize_base != "none",
         "--set train.optimizer=adamw8bit": config.optimizer == "adamw8bit",
     }  # fmt: skip
-    return ", ".join(f"`{text}`" for text, set_already in given.items() if not set_already)
+    return ", ".join(f"`{text}`" for text, set_already in savings.items() if not set_already)
 
 
 def _synchronize(kind: str) -> None:

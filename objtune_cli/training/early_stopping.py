@@ -78,5 +78,5 @@ class Plateau:
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Continue from a `state`."""
-        self.history, began = kept["plateau.history"].tolist(), int(kept["plateau.began"])
-        self.decay_start = None if began < 0 else began
+        self.history, decay_start = kept["plateau.history"].tolist(), int(kept["plateau.began"])
+        self.decay_start = None if decay_start < 0 else decay_start

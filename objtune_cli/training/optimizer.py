@@ -26,10 +26,10 @@ def pack_state(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
     """The optimizer state of one parameter, with names that start with `stem`; empty before its first step."""
     if not slots:
         return {}
-    taken = {f"{stem}.n": torch.tensor([int(slots["step"])])}  # less than the run's where it rested
+    packed = {f"{stem}.n": torch.tensor([int(slots["step"])])}  # less than the run's where it rested
     if "exp_avg" in slots:
-        return taken | {f"{stem}.{short}": slots[long].cpu() for short, long in MOMENTS.items()}
-    return taken | {f"{stem}.slot.{key}": value.cpu() for key, value in slots.items() if isinstance(value, Tensor)}
+        return packed | {f"{stem}.{short}": slots[long].cpu() for short, long in MOMENTS.items()}
+    return packed | {f"{stem}.slot.{key}": value.cpu() for key, value in slots.items() if isinstance(value, Tensor)}
 
 
 def unpack_state(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:

@@ -19,26 +19,28 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     from objtune_cli.lora import layers
     from objtune_cli.models.base_model import vae_batch_size
 
-    found = [
+    objects = [
         trained_objects.PromptObject(name, record, ctx.store.compute_sha256(record.ref)) for name in record.objects
     ]
-    weights = {item.name: trained_objects.load_tensors(ctx, item) for item in found}
+    weights = {item.name: trained_objects.load_tensors(ctx, item) for item in objects}
     model = ctx.load_base_model()
-    words = trained_objects.add_placeholders(model, found, weights)
-    layers.load(model, weights[found[0].name])
+    words = trained_objects.add_placeholders(model, objects, weights)
+    layers.load(model, weights[objects[0].name])
     subject = load_subjects.load_subjects(ctx, starts[-1:])[0]
     photo = subject.augmented_views(1, model.resolution)[:1]
-    named = " and ".join(f"<{item.name}>" for item in found)
-    plain = " and ".join(f"a {word}" for word in record.objects.values())
-    prompts = [words.expand(f"a photo of {named} {place}") for place in SCENES] + [f"a photo of {plain} {SCENES[0]}"]
+    placeholders = " and ".join(f"<{item.name}>" for item in objects)
+    class_text = " and ".join(f"a {word}" for word in record.objects.values())
+    prompts = [words.expand(f"a photo of {placeholders} {place}") for place in SCENES] + [
+        f"a photo of {class_text} {SCENES[0]}"
+    ]
     settings = SamplingSettings(**ctx.base.sampling_kwargs(), **ctx.base.object_sampling_kwargs())
-    shown, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.resolution, model.resolution)
+    images, step, size = [photo], ctx.progress("preview"), vae_batch_size(model.resolution, model.resolution)
     for at in range(0, len(prompts), size):
         part = prompts[at : at + size]
         latents = sampling.sample(model, part, list(range(at, at + len(part))), settings)
-        shown.append(model.decode_latents(latents).cpu())
+        images.append(model.decode_latents(latents).cpu())
         step(at + len(part), len(prompts))
-    rgb = sampling.to_uint8(torch.cat(shown)).numpy()
+    rgb = sampling.to_uint8(torch.cat(images)).numpy()
     flat = sum(png.is_single_color(picture) for picture in rgb[1:])
     if flat:
         ctx.report.note(

@@ -1,6 +1,6 @@
-"""How a run is getting on, without a second photo: a few cheap pictures, seen by the base's own CLIP.
+"""Scores of trained objects without a second photo: a few images of fewer steps, compared by the base model's CLIP.
 
-Knows no world and no evaluator: what is here works on any base whose CLIP has an image tower. All formulas are ours.
+It works on every base model whose CLIP has an image tower. All formulas are ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from objtune_cli.numerics.masks import bounding_box, crop
 from objtune_cli.training.subjects import Subject
 
 CENTRAL_BOX = (0.15, 0.2, 0.85, 0.9)
-"""Where the class's own pictures have their object."""
+"""Fractions x0, y0, x1, y1 of an image: where class images have their object."""
 STEPS = 12
-"""Sampling steps of a judged picture: fewer than of one that is shown."""
+"""Sampling steps of a scored image: fewer than of one for users."""
 FIRST_SEED = 900
 NUM_VIEWS = 8
 MIN_COSINE_GAP = 0.05
-"""Least difference of cosines between object and class that a score is divided by: nearer together they cannot be told apart."""
+"""Lower limit of the difference of cosines that a score is divided by; below it, object and class look the same to CLIP."""
 LAYOUT_SIDE = 16
-"""Side at which a picture is compared with the photo: layout and colours, no texture."""
+"""Side in pixels at which images are compared with the photo: layout and colours, no texture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class SubjectReference:
 
 
 class SelfEvaluation:
-    """Scores of trained objects; made before anything is learned, for the class pictures are the frozen base's."""
+    """Scores of trained objects; created before the first step, because class images are of the frozen base."""
 
     def __init__(
         self,
@@ -76,83 +76,88 @@ class SelfEvaluation:
         self.object_sampling = replace(self.sampling, subject_conditioning_start=subject_conditioning_start)
         self.seeds = [FIRST_SEED + i for i in range(len(SCENES))]
         words = {s.class_word for s in subjects}
-        self.plain = {word: self._class(word) for word in sorted(words)}
-        self.known = [self._known(s) for s in subjects]
+        self.class_images = {word: self._sample_class(word) for word in sorted(words)}
+        self.references = [self._measure_subject(s) for s in subjects]
 
     def scores(self, words: Placeholders, names: Sequence[str] = ()) -> dict[str, float]:
-        """Means over the objects, or the named ones, each from one picture a scene.
+        """Means over the objects, or the named ones, each from one image per scene.
 
         Returns:
-            identity: 0 as the class, 1 as the photo's own object. prompt: share of pictures in the asked scene, over the
-            class's own. copy: 0 as like the nearest whole photo as the class's pictures, 1 that photo.
+            identity: 0 is the class, 1 the object of the photo. prompt: share of images that show the scene of their
+            prompt, relative to class images. copy: likeness to the nearest photo; 0 is that of class images, 1 the photo.
         """
-        each = [self._scores(s, k, self._pictures([words.expand(f"a photo of <{s.name}> {scene}") for scene in SCENES], self.object_sampling))
-                for s, k in self._asked(names)]  # fmt: skip
-        return {name: sum(e[name] for e in each) / len(each) for name in each[0]}
+        scores = []
+        for subject, reference in self._select_subjects(names):
+            prompts = [words.expand(f"a photo of <{subject.name}> {scene}") for scene in SCENES]
+            images = self._sample_images(prompts, self.object_sampling)
+            scores.append(self._score_subject(subject, reference, images))
+        return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
 
     def drift(self, names: Sequence[str] = ()) -> float:
-        """How far the class came towards the object: 0 as before, 1 it is the object; the mean over the objects, or the named ones."""
-        asked = self._asked(names)
-        after = {word: self._class(word) for word in sorted({s.class_word for s, _ in asked})}
-        moved = [
-            float((self._middles(after[s.class_word]) @ k.embedding).mean()) - k.class_similarity for s, k in asked
-        ]
-        return sum(
-            m / max(k.object_similarity - k.class_similarity, MIN_COSINE_GAP)
-            for m, (_, k) in zip(moved, asked, strict=True)
-        ) / len(moved)
+        """How far class images moved towards the object, from 0 (not at all) to 1 (the object); a mean over the objects, or the named ones."""
+        selected = self._select_subjects(names)
+        after = {word: self._sample_class(word) for word in sorted({s.class_word for s, _ in selected})}
+        shares = []
+        for subject, reference in selected:
+            similarity = float((self._central_features(after[subject.class_word]) @ reference.embedding).mean())
+            gap = reference.object_similarity - reference.class_similarity
+            shares.append((similarity - reference.class_similarity) / max(gap, MIN_COSINE_GAP))
+        return sum(shares) / len(shares)
 
-    def _asked(self, names: Sequence[str]) -> list[tuple[Subject, SubjectReference]]:
-        return [(s, k) for s, k in zip(self.subjects, self.known, strict=True) if not names or s.name in names]
+    def _select_subjects(self, names: Sequence[str]) -> list[tuple[Subject, SubjectReference]]:
+        return [(s, k) for s, k in zip(self.subjects, self.references, strict=True) if not names or s.name in names]
 
-    def _known(self, subject: Subject) -> SubjectReference:
-        each = [object_embedding(self.towers, (photo.picture + 1) / 2, photo.mask) for photo in subject.photos]
-        own = each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=0)
-        placed = subject.augmented_views(NUM_VIEWS, self.model.resolution)
-        plain = self.plain[subject.class_word]
-        layouts = tuple(layout_descriptor(placed[i : i + 1])[0] for i in range(len(subject.photos)))
+    def _measure_subject(self, subject: Subject) -> SubjectReference:
+        embeddings = [object_embedding(self.towers, (photo.picture + 1) / 2, photo.mask) for photo in subject.photos]
+        embedding = embeddings[0] if len(embeddings) == 1 else F.normalize(torch.stack(embeddings).mean(0), dim=0)
+        views = subject.augmented_views(NUM_VIEWS, self.model.resolution)
+        class_images = self.class_images[subject.class_word]
+        layouts = tuple(layout_descriptor(views[i : i + 1])[0] for i in range(len(subject.photos)))
         return SubjectReference(
-            embedding=own,
-            object_similarity=float((self._middles(placed) @ own).mean()),
-            class_similarity=float((self._middles(plain) @ own).mean()),
+            embedding=embedding,
+            object_similarity=float((self._central_features(views) @ embedding).mean()),
+            class_similarity=float((self._central_features(class_images) @ embedding).mean()),
             photo_layouts=layouts,
-            class_photo_correlation=nearest_photo_correlation(plain, layouts),
-            class_prompt_accuracy=self._follows(subject.class_word, plain),
+            class_photo_correlation=nearest_photo_correlation(class_images, layouts),
+            class_prompt_accuracy=self._measure_prompt_accuracy(subject.class_word, class_images),
         )
 
-    def _scores(self, subject: Subject, known: SubjectReference, shown: Tensor) -> dict[str, float]:
-        likeness = float((self._middles(shown) @ known.embedding).mean())
+    def _score_subject(self, subject: Subject, reference: SubjectReference, images: Tensor) -> dict[str, float]:
+        likeness = float((self._central_features(images) @ reference.embedding).mean())
         return {
-            "identity": (likeness - known.class_similarity)
-            / max(known.object_similarity - known.class_similarity, MIN_COSINE_GAP),
-            "prompt": self._follows(subject.class_word, shown) / max(known.class_prompt_accuracy, 1 / len(SCENES)),
-            "copy": (nearest_photo_correlation(shown, known.photo_layouts) - known.class_photo_correlation)
-            / max(1 - known.class_photo_correlation, 1e-3),
+            "identity": (likeness - reference.class_similarity)
+            / max(reference.object_similarity - reference.class_similarity, MIN_COSINE_GAP),
+            "prompt": self._measure_prompt_accuracy(subject.class_word, images)
+            / max(reference.class_prompt_accuracy, 1 / len(SCENES)),
+            "copy": (nearest_photo_correlation(images, reference.photo_layouts) - reference.class_photo_correlation)
+            / max(1 - reference.class_photo_correlation, 1e-3),
         }
 
-    def _follows(self, class_word: str, shown: Tensor) -> float:
-        """Share of pictures whose scene is the nearest of all scenes, in the class's words."""
+    def _measure_prompt_accuracy(self, class_word: str, images: Tensor) -> float:
+        """Share of images whose nearest prompt of the class is that of their own scene."""
         with torch.no_grad():
-            told = self.towers.text_features(self.model, [self._plain_words(class_word, scene) for scene in SCENES])
-        nearest = (self._vectors(shown) @ told.T).argmax(dim=1)
+            scene_features = self.towers.text_features(
+                self.model, [self._class_prompt(class_word, scene) for scene in SCENES]
+            )
+        nearest = (self._image_features(images) @ scene_features.T).argmax(dim=1)
         return float((nearest.cpu() == torch.arange(len(SCENES))).float().mean())
 
-    def _class(self, word: str) -> Tensor:
-        return self._pictures([self._plain_words(word, scene) for scene in SCENES], self.sampling)
+    def _sample_class(self, word: str) -> Tensor:
+        return self._sample_images([self._class_prompt(word, scene) for scene in SCENES], self.sampling)
 
-    def _plain_words(self, word: str, scene: str) -> str:
+    def _class_prompt(self, word: str, scene: str) -> str:
         return f"a photo of {with_article(word)} {scene}"
 
-    def _pictures(self, prompts: list[str], sampling: SamplingSettings) -> Tensor:
-        """(N, 3, H, W) in [-1, 1], always from the same noise; nobody looks at them while they are drawn."""
+    def _sample_images(self, prompts: list[str], sampling: SamplingSettings) -> Tensor:
+        """Sample images (N, 3, H, W) in [-1, 1], always from the same noise; CLIP leaves the GPU meanwhile."""
         self.towers.offload()
         return self.model.decode_latents(sample(self.model, prompts, self.seeds, sampling, self.on_step))
 
-    def _vectors(self, pictures: Tensor) -> Tensor:
+    def _image_features(self, pictures: Tensor) -> Tensor:
         return self.towers.image_features((pictures + 1) / 2)
 
-    def _middles(self, pictures: Tensor) -> Tensor:
-        """Unit vectors of where an object stands in a picture of it alone: less of the scene is in them."""
+    def _central_features(self, pictures: Tensor) -> Tensor:
+        """Unit vectors of `CENTRAL_BOX` of each image, which has less of the scene."""
         return self.towers.image_features(crop_to_box((pictures + 1) / 2, CENTRAL_BOX, self.towers.image_size))
 
 
@@ -162,8 +167,8 @@ def object_embedding(towers: Clip, picture: Tensor, mask: Tensor) -> Tensor:
     Args:
         picture: (3, H, W) in [0, 1]. mask: coverage (H, W).
     """
-    alone = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
-    views = torch.stack([crop_close_up(picture, mask, towers.image_size)[0], alone])
+    cutout = crop(picture, mask, picture.new_tensor(MEAN), towers.image_size)
+    views = torch.stack([crop_close_up(picture, mask, towers.image_size)[0], cutout])
     return F.normalize(towers.image_features(torch.cat([views, views.flip(-1)])).mean(0), dim=0)
 
 

@@ -118,12 +118,12 @@ def encode_prompts(trainers: "Sequence[Trainer]", prompts: Sequence[str]) -> lis
 @torch.no_grad()
 def validation_losses(trainers: "Sequence[Trainer]") -> list[float]:
     """The mean L_OS over the objects of each trainer, always on the same samples with the same noise."""
-    found: list[list[float]] = [[] for _ in trainers]
+    losses_per_object: list[list[float]] = [[] for _ in trainers]
     for k in range(max((len(t.subjects) for t in trainers), default=0)):
-        having = [i for i, t in enumerate(trainers) if k < len(t.subjects)]
-        for i, loss in zip(having, _validation_losses([trainers[i] for i in having], k), strict=True):
-            found[i].append(loss)
-    return [sum(values) / len(values) for values in found]
+        indices = [i for i, t in enumerate(trainers) if k < len(t.subjects)]
+        for i, loss in zip(indices, _validation_losses([trainers[i] for i in indices], k), strict=True):
+            losses_per_object[i].append(loss)
+    return [sum(values) / len(values) for values in losses_per_object]
 
 
 def _validation_losses(trainers: "Sequence[Trainer]", k: int) -> list[float]:
@@ -185,5 +185,5 @@ def record_attention(trainers: "Sequence[Trainer]", count: int) -> contextlib.Ab
 def _slice_attention(recorder: Recorder, start: int, count: int) -> Recorder:
     """The maps of some of the samples."""
     own = Recorder(count)
-    own.maps = {side: [maps[start : start + count] for maps in found] for side, found in recorder.maps.items()}
+    own.maps = {side: [maps[start : start + count] for maps in recorded] for side, recorded in recorder.maps.items()}
     return own

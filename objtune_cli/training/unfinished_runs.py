@@ -1,4 +1,4 @@
-"""Earlier runs of an object, unfinished or finished: what a command says of those that it does not go on with."""
+"""Notes of `train` on earlier runs of an object, unfinished or finished, that it does not continue."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,14 @@ MAX_DIFFERENCES = 4
 
 
 def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
-    """What a state's header says of its runs, so that another command can tell how its own differs."""
-    found = [(record, trainer.step, trainer.total) for record, trainer in runs]
-    told: dict[str, Any] = {
-        r.name: {"step": step, "total": total, "inputs": _inputs_digest(r)} for r, step, total in found
+    """The header of a checkpoint: what its runs are made of, so that another command can name what differs."""
+    states = [(record, trainer.step, trainer.total) for record, trainer in runs]
+    progress: dict[str, Any] = {
+        r.name: {"step": step, "total": total, "inputs": _inputs_digest(r)} for r, step, total in states
     }
-    record = found[0][0] if found else None
+    record = states[0][0] if states else None
     return {
-        "runs": told,
+        "runs": progress,
         "config": record.config if record else {},
         "base": record.base if record else {},
         "computed": computed,
@@ -37,7 +37,7 @@ def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -
 
 
 def report_earlier_runs(ctx: StageContext, record: Record) -> None:
-    """Say, before a base is opened, what becomes of earlier runs of this object: one with other settings, or of something else, begins anew."""
+    """Note, before the base model is loaded, which earlier runs of this object are not continued, and why."""
     for state in list_checkpoints(ctx.store):
         if why := _restart_reason(state, record):
             _report(ctx, state, record, why)
@@ -53,10 +53,10 @@ def report_earlier_runs(ctx: StageContext, record: Record) -> None:
 
 
 def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -> None:
-    """Say that a run of the same settings and inputs begins anew all the same: its steps would have other last digits.
+    """Note that a run of the same settings and inputs begins anew, because its steps would differ in the last digits.
 
     Args:
-        key: Of the run's own state. computed: how its steps are computed, as in `about`.
+        key: Of the run's own checkpoint. computed: Device, number format and threads, as in the header.
     """
     for state in list_checkpoints(ctx.store):
         if record.name not in state.runs or state.key == key or _restart_reason(state, record):
@@ -92,19 +92,19 @@ def list_unfinished(store: Store) -> list[dict[str, Any]]:
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings of training that differ: "steps 160, now 200"; a setting that a record lacks is at its value of before it was added."""
-    found = []
+    """The settings of training that differ, such as "max_steps 160, now 200"; a record without a setting has its `absent` value."""
+    changes = []
     configs = [renamed_settings.current("train", config) for config in (old, new)]
     for each in fields(Train):
         before, now = (config.get(each.name, each.metadata["absent"]) for config in configs)
         if before != now:
-            found.append(f"{each.name} {before}, now {now}")
-    more = [f"{len(found) - MAX_DIFFERENCES} more"] if len(found) > MAX_DIFFERENCES else []
-    return "; ".join(found[:MAX_DIFFERENCES] + more)
+            changes.append(f"{each.name} {before}, now {now}")
+    more = [f"{len(changes) - MAX_DIFFERENCES} more"] if len(changes) > MAX_DIFFERENCES else []
+    return "; ".join(changes[:MAX_DIFFERENCES] + more)
 
 
 def _restart_reason(state: UnfinishedRun, record: Record) -> str:
-    """What a state of this object was begun with that is another now; nothing where it is the same work, or of another object."""
+    """Why a checkpoint of this object does not fit a run; empty for the same work, or another object."""
     if record.name not in state.runs:
         return ""
     if state.base.get("fingerprint") != record.base.get("fingerprint"):

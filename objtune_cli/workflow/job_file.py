@@ -14,18 +14,9 @@ from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words as classes
 from objtune_cli.workflow import prompt_text
-from objtune_cli.workflow.job_keys import JOB_EXAMPLE, KEYS, PER_OBJECT, check_job, rename_keys
+from objtune_cli.workflow.job_keys import JOB_EXAMPLE, KEYS, check_job, rename_keys
+from objtune_cli.workflow.photo_keys import HINTS, PHOTO_OPTIONS
 
-_PHOTO_OPTIONS = {
-    "class": "--class",
-    "name": "--name",
-    "mask": "--mask",
-    "box": "--box",
-    "point": "--point",
-    "negative_point": "--negative-point",
-    "refine_mask": "--refine-mask",
-    "select": "--select",
-}
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 
 
@@ -148,8 +139,8 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
         _check_owners(job, owners, names, where)
     model = _command_options(found, _MODEL_OPTIONS)
     photos = _photo_arguments(found, where)
-    own = found if len(found["photo"]) == 1 else {key: found[key] for key in found if key not in PER_OBJECT}
-    train = ["train", *_command_options(own, _PHOTO_OPTIONS), *model]
+    own = found if len(found["photo"]) == 1 else {key: found[key] for key in found if key not in HINTS}
+    train = ["train", *_command_options(own, PHOTO_OPTIONS), *model]
     train += [f"--seed={job['seed']}"] if "seed" in job else []
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands = [(*train, *photos)]
@@ -175,7 +166,7 @@ def _photo_arguments(job: dict[str, Any], where: str) -> list[str]:
         raise InputError(
             f"{where} has several photos and several classes", "several photos are of one object: give a job to each"
         )
-    hints = {key: job[key] for key in PER_OBJECT if key in job}
+    hints = {key: job[key] for key in HINTS if key in job}
     for key, values in hints.items():
         if len(values) != len(photos):
             raise InputError(
@@ -185,7 +176,7 @@ def _photo_arguments(job: dict[str, Any], where: str) -> list[str]:
     words: list[str] = []
     for i, photo in enumerate(photos):
         own = {key: values[i] for key, values in hints.items() if values[i]}
-        words += [f"./{photo}" if photo.startswith("-") else photo, *_command_options(own, _PHOTO_OPTIONS)]
+        words += [f"./{photo}" if photo.startswith("-") else photo, *_command_options(own, PHOTO_OPTIONS)]
     return words
 
 
@@ -195,7 +186,7 @@ def _check_owners(job: dict[str, Any], owners: set[str], names: list[str], where
     Raises:
         InputError: Shows the form.
     """
-    for key, text in [(each, text) for each in PER_OBJECT for text in job.get(each, [])]:
+    for key, text in [(each, text) for each in HINTS for text in job.get(each, [])]:
         owner, equals, _ = text.partition("=")
         if not equals or owner.strip() not in owners:
             example = KEYS[key][1]

@@ -9,6 +9,7 @@ from objtune_cli import renamed_settings
 from objtune_cli.config import toml_files
 from objtune_cli.config.sections import MAX_SEED, SECTIONS, SEEDS
 from objtune_cli.errors import InputError
+from objtune_cli.workflow.photo_keys import HINTS
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
 KEYS: dict[str, tuple[str, str]] = {
@@ -30,8 +31,6 @@ OTHER_NAMES = {
 """What people write for a key."""
 FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}
 """Former keys, accepted with a note, to those of today."""
-PER_OBJECT = ("mask", "box", "point", "negative_point", "refine_mask")
-"""Keys whose value may be a table from an object's name to its own value; with several photos, a list of one value for each photo."""
 JOB_EXAMPLE = 'for example `[[job]]`, below it `photo = "rex.jpg"` and `class = "dog"`'
 
 
@@ -108,7 +107,7 @@ def _parse_value(key: str, value: Any, where: str) -> Any:
             return value
     elif kind == _SETTINGS and isinstance(value, dict):
         found = [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
-    elif key in PER_OBJECT and isinstance(value, dict):
+    elif key in HINTS and isinstance(value, dict):
         found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
         found = found if all(text.partition("=")[2] for text in found) else None
     else:

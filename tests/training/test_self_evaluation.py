@@ -40,7 +40,7 @@ def test_the_class_itself_scores_as_the_class(judge: SelfEvaluation) -> None:
     words = SimpleNamespace(expand=lambda text: text.replace("<rex>", "a dog"))
     found = judge.scores(words)
     assert found["identity"] == pytest.approx(0, abs=1e-5) and found["copy"] == pytest.approx(0, abs=1e-5)
-    follows = judge.known[0].class_prompt_accuracy
+    follows = judge.references[0].class_prompt_accuracy
     assert found["prompt"] == pytest.approx(1 if follows else 0) and judge.drift() == pytest.approx(0, abs=1e-5)
 
 
@@ -60,11 +60,11 @@ def test_objects_are_judged_as_they_will_be_drawn(judge: SelfEvaluation, tiny_ba
 
 
 def test_the_photos_own_object_scores_one(judge: SelfEvaluation, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, known = judge.subjects[0], judge.known[0]
+    subject, known = judge.subjects[0], judge.references[0]
     placed = subject.augmented_views(self_evaluation.NUM_VIEWS, judge.model.resolution)
-    found = judge._scores(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
-    whole = judge._scores(subject, known, placed[:1].repeat(len(self_evaluation.SCENES), 1, 1, 1))
-    likeness = float((judge._middles(placed) @ known.embedding).mean())
+    found = judge._score_subject(subject, known, placed[: len(self_evaluation.SCENES)].repeat(1, 1, 1, 1))
+    whole = judge._score_subject(subject, known, placed[:1].repeat(len(self_evaluation.SCENES), 1, 1, 1))
+    likeness = float((judge._central_features(placed) @ known.embedding).mean())
     assert (
         known.object_similarity == pytest.approx(likeness)
         and whole["copy"] == pytest.approx(1, abs=1e-4)
@@ -74,10 +74,10 @@ def test_the_photos_own_object_scores_one(judge: SelfEvaluation, monkeypatch: py
 
 def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: SelfEvaluation) -> None:
     """Where CLIP sees the class's pictures as like the object as the object itself, scores stay small."""
-    subject, known = judge.subjects[0], judge.known[0]
+    subject, known = judge.subjects[0], judge.references[0]
     same = replace(known, object_similarity=known.class_similarity - 0.1)
-    likeness = float((judge._middles(judge.plain["dog"]) @ known.embedding).mean())
-    found = judge._scores(subject, same, judge.plain["dog"])
+    likeness = float((judge._central_features(judge.class_images["dog"]) @ known.embedding).mean())
+    found = judge._score_subject(subject, same, judge.class_images["dog"])
     assert (
         found["identity"]
         == pytest.approx((likeness - known.class_similarity) / self_evaluation.MIN_COSINE_GAP, abs=1e-5)
@@ -86,8 +86,8 @@ def test_an_object_that_looks_like_its_class_divides_by_no_small_number(judge: S
 
 
 def test_pictures_come_from_the_same_noise_every_time(judge: SelfEvaluation) -> None:
-    assert torch.equal(judge._class("dog"), judge._class("dog"))
-    assert len(judge._class("dog")) == len(self_evaluation.SCENES) == len(set(judge.seeds))
+    assert torch.equal(judge._sample_class("dog"), judge._sample_class("dog"))
+    assert len(judge._sample_class("dog")) == len(self_evaluation.SCENES) == len(set(judge.seeds))
 
 
 @given(st.integers(0, 10_000))

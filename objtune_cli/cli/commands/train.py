@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext, StageResult
 
 
+Seed = Annotated[int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))]
+Preview = Annotated[bool, typer.Option("--preview/--no-preview", help="Generate a grid of samples at the end.")]
 NoScores = Annotated[
     bool,
     typer.Option("--no-scores", help="Skip the adapter's self-evaluation at the end (train.self_evaluation=false)."),
@@ -61,12 +63,8 @@ def train(
             metavar="N", help="Number of optimizer steps; auto: until the loss stops falling.", show_default="auto"
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help=f"Random seed, {SEEDS}; -1 is refused.", show_default=str(Train().seed))
-    ] = None,
-    preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Generate a grid of samples at the end.")
-    ] = True,
+    seed: Seed = None,
+    preview: Preview = True,
     no_scores: NoScores = False,
     dry_run: DryRun = False,
     max_time: MaxTime = None,
@@ -95,10 +93,7 @@ def train(
     try:
         return CommandResult(_train(ctx, requests, sources, config, preview), extra={"finished": True})
     except Stopped as stopped:
-        if stopped.code != 128 + TIME_LIMIT:
-            raise
-        run.report.note(f"{stopped.message}; {stopped.hint}")
-        return CommandResult(printed="nothing", extra={"finished": False, "message": stopped.message})
+        return _report_time_limit(run, stopped)
 
 
 def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]) -> list[list[PhotoRequest]]:
@@ -111,6 +106,18 @@ def _parse_requests(run: CommandRun, sources: list[str], objects: dict[str, Any]
     photos = parse_photos(sources, hinted=has_options)
     require(photos or not has_options, "--class and the hints belong to a photo", "leave them out: a ref has its own")
     return parse_requests(photos, objects, run.groups, run.report.note) if photos else []
+
+
+def _report_time_limit(run: CommandRun, stopped: Stopped) -> CommandResult:
+    """The result of a run that reached `--max-time`.
+
+    Raises:
+        Stopped: Something else stopped it.
+    """
+    if stopped.code != 128 + TIME_LIMIT:
+        raise stopped
+    run.report.note(f"{stopped.message}; {stopped.hint}")
+    return CommandResult(printed="nothing", extra={"finished": False, "message": stopped.message})
 
 
 def _dry_run(run: CommandRun, steps: int | None, seed: int | None, objects: int) -> CommandResult:
