@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,11 +71,11 @@ Lora = Annotated[
 
 
 Scheduler = Annotated[
-    Literal["auto", "ddim", "euler", "dpm++", "base"] | None,
+    str | None,
     typer.Option(
         "--scheduler",
-        metavar="[auto|ddim|euler|dpm++]",
-        help="Sampler; auto: the base model's own.",
+        metavar="NAME",
+        help="Sampler, for example euler_a, dpmpp_2m_karras, unipc, lcm; auto: the base model's own.",
         show_default="auto",
     ),
 ]

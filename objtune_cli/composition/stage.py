@@ -88,8 +88,8 @@ def _build_scene(
     user_boxes = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
     layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
-    loras = extra_loras.find_loras(ctx, config.lora)
-    config = generate.fill_defaults(ctx, config)
+    (loras,) = extra_loras.find_loras(ctx, config.lora, [()])
+    config = generate.fill_defaults(ctx, config, loras)
     scene_layout = _arrange(ctx, text, objects, user_boxes, config if is_sized else None)
     return Scene(
         prompt,
@@ -207,15 +207,18 @@ def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResu
     from objtune_cli.composition import scene_sampling
 
     model = ctx.load_base_model()
-    extra_loras.apply_loras(ctx, model, scene.loras)
     request, objects = scene.request, scene.objects
     weights = {
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
     }
     placeholders = trained_objects.add_placeholders(model, request.objects, weights)
-    sample_batch = scene_sampling.build_sampler(ctx, model, scene, weights, placeholders)
-    check = presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
-    candidates, metrics = scene_sampling.sample_best_seeds(ctx, check, scene, sample_batch)
+    loaded = extra_loras.load_loras(ctx, model, scene.loras)
+    with extra_loras.active_loras(model, scene.loras, loaded):
+        sample_batch = scene_sampling.build_sampler(ctx, model, scene, weights, placeholders)
+        check = (
+            presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
+        )
+        candidates, metrics = scene_sampling.sample_best_seeds(ctx, check, scene, sample_batch)
     presence_report.report_presence(ctx, metrics, scene.options)  # before publishing: with `strict` it may refuse
     tensors = {name: torch.stack([each.tensors[name] for each in candidates]) for name in candidates[0].tensors}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))

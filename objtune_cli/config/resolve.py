@@ -243,6 +243,11 @@ def _checked(item: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise UsageError(f"{where} is {value!r}", f"{_needed(item, kind)} is needed")
+    if "read" in item.metadata:
+        try:
+            return item.metadata["read"](value)
+        except ValueError as error:
+            raise UsageError(f"{where} is {value!r}", str(error)) from None
     low, high = item.metadata["low"], item.metadata["high"]
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{where} is {value}", "a finite number is needed")

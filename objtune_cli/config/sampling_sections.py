@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from objtune_cli.config.setting_fields import MAX_SEED, SEEDS, setting
+from objtune_cli.config.sampler_names import SAMPLERS, read_scheduler
+from objtune_cli.config.setting_fields import MAX_SEED, SEEDS, setting, text_setting
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +53,12 @@ class Generate:
         path="loras",
     )
     negative_prompt: str = setting("", "What the images should not show.")
-    scheduler: Literal["auto", "ddim", "euler", "dpm++"] = setting(
-        "auto", "Sampler. auto: the one in the base's folder."
+    scheduler: str = text_setting(
+        "auto",
+        f"Sampler: {', '.join(SAMPLERS)}; behind it may stand _karras, _exponential, _beta or _trailing. "
+        "Names of A1111, ComfyUI and diffusers are accepted. auto: the one in the base's folder.",
+        read_scheduler,
+        auto="auto",
     )
 
 

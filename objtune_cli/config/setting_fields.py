@@ -1,5 +1,6 @@
 """A setting as a dataclass field, and what an artifact's identity takes of it."""
 
+from collections.abc import Callable
 from dataclasses import field, fields
 from typing import Any
 
@@ -48,6 +49,15 @@ def setting(
             "neutral": default if neutral is DEFAULT else neutral, "identifies": identifies, "path": path,
         },
     )  # fmt: skip
+
+
+def text_setting(default: str, text: str, read: Callable[[str], str], *, auto: str = "") -> Any:
+    """A setting of which users write other spellings.
+
+    Args:
+        read: A user's text to the value; raises ValueError with a hint.
+    """
+    return field(default=default, metadata={**setting(default, text, auto=auto).metadata, "read": read})
 
 
 def identifying(section: Any) -> dict[str, Any]:

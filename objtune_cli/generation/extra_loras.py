@@ -1,15 +1,18 @@
 """LoRAs that act beside the objects of a prompt, such as styles: finds their files and makes them part of the loaded base."""
 
+import contextlib
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import paths
 from objtune_cli.errors import InputError, MissingError, UsageError
-from objtune_cli.generation import lora_hashes
+from objtune_cli.generation import fast_loras, lora_hashes
+from objtune_cli.generation.fast_loras import FastLora
 from objtune_cli.interchange import import_, import_contents, import_sources
 from objtune_cli.interchange.import_sources import ImportFile
 from objtune_cli.models import hub_cache
@@ -27,6 +30,12 @@ FOLDER = "loras"
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,9}\.?[0-9]*|\.[0-9]+)")
 _ADAPTER = re.compile(r"(?:adapter/)?[a-z0-9][a-z0-9._-]*(?:@[0-9]+)?")
 
+Tags = Sequence[tuple[str, float]]
+"""Name and strength of each `<lora:name:0.7>` of a prompt."""
+Inputs = tuple[tuple[str, str], ...]
+LoadedLoras = dict[Inputs, dict[str, Any]]
+"""`ExtraLora.inputs` to tensors with an adapter's names."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExtraLora:
@@ -42,9 +51,9 @@ class ExtraLora:
     name: str
     strength: float
     hash: str
-    inputs: tuple[tuple[str, str], ...]
+    inputs: Inputs
     files: tuple[ImportFile, ...] = ()
-    metadata: Mapping[str, str] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -52,47 +61,61 @@ class ExtraLora:
         return f"<lora:{self.name}:{self.strength:g}>"
 
 
-def find_loras(ctx: StageContext, setting: str, tags: Sequence[tuple[str, float]] = ()) -> list[ExtraLora]:
-    """Find the LoRAs of the setting `generate.lora`, then those that prompts name.
+def find_loras(ctx: StageContext, setting: str, tags: Sequence[Tags]) -> list[list[ExtraLora]]:
+    """Find the LoRAs of each prompt: those of the setting `generate.lora`, then its own tags.
 
     Args:
-        setting: One LoRA a line, each with its strength behind a colon; without one it is 1.
-        tags: Name and strength of each `<lora:name:0.7>`.
+        setting: One LoRA a line, each with its strength behind a colon.
+        tags: Name and strength of each `<lora:name:0.7>`, for each prompt.
 
     Raises:
         UsageError: A strength is no number or out of range, or a LoRA is named twice.
         InputError: A file cannot be read. MissingError: There is no such LoRA.
     """
-    loras = [_find_lora(ctx, *_parse_strength(line)) for line in paths.to_lora_list(setting).splitlines()] + [
-        _find_lora(ctx, name, _check_strength(name, strength), is_tag=True) for name, strength in tags
-    ]
-    for i, lora in enumerate(loras):
-        for other in loras[:i]:
-            if lora.inputs == other.inputs or lora.name == other.name:
-                raise UsageError(
-                    f"two LoRAs have the name {lora.name}" if lora.inputs != other.inputs else f"the LoRA {lora.name} is named twice",
-                    "rename one of the files" if lora.inputs != other.inputs else "name it once, with one strength",
-                )  # fmt: skip
-    for lora in loras:
+    of_all = [_find_lora(ctx, *_parse_strength(line)) for line in paths.to_lora_list(setting).splitlines()]
+    by_tag = {tag: _find_lora(ctx, tag[0], _check_strength(*tag), is_tag=True) for tag in itertools.chain(*tags)}
+    loras = [[*of_all, *(by_tag[tag] for tag in dict.fromkeys(own))] for own in tags]
+    for each in loras:
+        _check_distinct(each)
+    for lora in {id(lora): lora for lora in itertools.chain(*loras)}.values():
         if not lora.strength:
             ctx.report.note(f"the LoRA {lora.name} has strength 0 and does not act")
-    return [lora for lora in loras if lora.strength]
+    return [[lora for lora in each if lora.strength] for each in loras]
 
 
-def _parse_strength(line: str) -> tuple[str, float]:
-    """The LoRA and the strength of one line.
+def _check_distinct(loras: Sequence[ExtraLora]) -> None:
+    """Refuse one LoRA that is named twice, and two LoRAs of one name."""
+    for a, b in itertools.combinations(loras, 2):
+        if a.inputs == b.inputs:
+            raise UsageError(f"the LoRA {a.name} is named twice", "name it once, with one strength")
+        if a.name == b.name:
+            raise UsageError(f"two LoRAs have the name {a.name}", "rename one of the files")
+
+
+def find_fast_lora(ctx: StageContext, loras: Sequence[ExtraLora]) -> FastLora | None:
+    """The needs of the first LoRA of few steps; None without one."""
+    found = (_recognize(ctx, lora.name, lora.metadata) for lora in loras)
+    return next(filter(None, found), None)
+
+
+def _recognize(ctx: StageContext, name: str, metadata: Mapping[str, str]) -> FastLora | None:
+    return fast_loras.recognize(name, metadata, is_flow=ctx.base.family.prediction == "flow")
+
+
+def _parse_strength(line: str) -> tuple[str, float | None]:
+    """The LoRA and the strength of one line; None if it has none.
 
     Raises:
         UsageError: The strength is no number, or out of range.
     """
     if paths.path_exists(Path(line)):
-        return line, 1.0
+        return line, None
     name, strength = paths.split_strength(line)
     if strength and not _NUMBER.fullmatch(strength):
         raise UsageError(
             f"the strength of the LoRA {name} is {strength!r}", f"a number behind the name: `--lora {quote(name)}:0.7`"
         )
-    return name, _check_strength(name, float(strength or 1))
+    return name, _check_strength(name, float(strength)) if strength else None
 
 
 def _check_strength(name: str, strength: float) -> float:
@@ -104,7 +127,7 @@ def _check_strength(name: str, strength: float) -> float:
     return strength
 
 
-def _find_lora(ctx: StageContext, name: str, strength: float, *, is_tag: bool = False) -> ExtraLora:
+def _find_lora(ctx: StageContext, name: str, strength: float | None, *, is_tag: bool = False) -> ExtraLora:
     """Find a LoRA: a file or folder, a file in the project's folder of LoRAs, an adapter, or a hub repository in the cache.
 
     Raises:
@@ -119,7 +142,7 @@ def _find_lora(ctx: StageContext, name: str, strength: float, *, is_tag: bool = 
     ]
     path = next(filter(paths.path_exists, candidates), None) or _find_in_cache(name)
     if path is not None:
-        return _read_files(path, strength)
+        return _read_files(ctx, path, strength)
     if name.startswith(("http://", "https://", "https:/", "http:/")):
         raise InputError(f"{name} is an address, not a file", "download it, and give the file")
     is_adapter = _ADAPTER.fullmatch(name) and (
@@ -150,14 +173,15 @@ def _find_in_cache(name: str) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def _read_files(path: Path, strength: float) -> ExtraLora:
+def _read_files(ctx: StageContext, path: Path, strength: float | None) -> ExtraLora:
     files = import_sources.read_files([path])
     inputs = [("", file.sha256) for file in files]
     inputs += [("", import_sources.sha256_of(file.config)) for file in files if file.config]
-    return ExtraLora(
-        _name_of(files[0].path, path), strength, files[0].body[: lora_hashes.DIGITS], tuple(inputs), tuple(files),
-        import_contents.read_metadata(files[0].data),
-    )  # fmt: skip
+    name, metadata = _name_of(files[0].path, path), import_contents.read_metadata(files[0].data)
+    if strength is None:
+        fast = _recognize(ctx, name, metadata)
+        strength = fast.strength if fast else 1.0
+    return ExtraLora(name, strength, files[0].body[: lora_hashes.DIGITS], tuple(inputs), tuple(files), metadata)
 
 
 def _name_of(file: Path, given: Path) -> str:
@@ -173,12 +197,13 @@ def _name_of(file: Path, given: Path) -> str:
     return re.sub(r"[:,<>\"\s]+", "_", name)
 
 
-def _read_adapter(ctx: StageContext, ref: Ref, strength: float) -> ExtraLora:
+def _read_adapter(ctx: StageContext, ref: Ref, strength: float | None) -> ExtraLora:
     record, sha256 = ctx.store.verify(ref)
     ctx.check_base(record, for_images=True)
     if not adapter.has_lora(ctx.store.read_tensor_specs(ref)):
         raise InputError(f"{ref} has no LoRA, only a token", "name its object in the prompt")
     hashes = lora_hashes.adapter_hashes(ctx, str(ref), sha256).get(lora_hashes.LORA_HASHES, {})
+    strength = 1.0 if strength is None else strength
     return ExtraLora(record.name, strength, next(iter(hashes.values()), ""), ((str(ref), sha256),))
 
 
@@ -200,16 +225,26 @@ def infotext_tags(listed: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     return " ".join(lora.tag for lora in loras), ", ".join(f"{lora.name}: {lora.hash}" for lora in loras if lora.hash)
 
 
-def apply_loras(ctx: StageContext, model: "BaseModel", loras: Sequence[ExtraLora]) -> None:
-    """Make LoRAs part of a base that was just loaded.
+def load_loras(ctx: StageContext, model: "BaseModel", loras: Iterable[ExtraLora]) -> LoadedLoras:
+    """The tensors of each LoRA, loaded once.
 
     Raises:
         InputError: A file holds no LoRA. IncompatibleError: It is for another base, or of another kind.
     """
+    loaded: LoadedLoras = {}
+    for lora in loras:
+        if lora.inputs not in loaded:
+            loaded[lora.inputs] = _load_weights(ctx, model, lora)
+    return loaded
+
+
+@contextlib.contextmanager
+def active_loras(model: "BaseModel", loras: Sequence[ExtraLora], loaded: LoadedLoras) -> Iterator[None]:
+    """Let LoRAs act on a base."""
     from objtune_cli.lora import forward_hooks
 
-    for lora in loras:
-        forward_hooks.add_to_base(model, _load_weights(ctx, model, lora), lora.strength)
+    with forward_hooks.added_to_base(model, [(loaded[lora.inputs], lora.strength) for lora in loras]):
+        yield
 
 
 def _load_weights(ctx: StageContext, model: "BaseModel", lora: ExtraLora) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from objtune_cli.config.sections import Generate
+from objtune_cli.models.families import samplers
 from objtune_cli.version import __version__
 from objtune_cli.workflow.prompt_text import escape_syntax
-
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
-"""Value of `generate.scheduler` to A1111's name of the sampler; `base` has the name of the base's own."""
 
 
 def infotext(
@@ -33,12 +31,10 @@ def infotext(
 
     Source: `infotext_utils.py` of A1111. Values that hold a comma, a colon or a line break are JSON strings.
     """
-    pairs: dict[str, object] = {
-        "Steps": config.num_inference_steps,
-        "Sampler": SAMPLERS.get(config.scheduler, base_sampler[0]),
-    }
-    if config.scheduler not in SAMPLERS and base_sampler[1]:
-        pairs["Schedule type"] = base_sampler[1]
+    sampler, schedule = base_sampler if config.scheduler == "auto" else samplers.describe_name(config.scheduler)
+    pairs: dict[str, object] = {"Steps": config.num_inference_steps, "Sampler": sampler}
+    if schedule:
+        pairs["Schedule type"] = schedule
     pairs |= {"CFG scale": f"{config.guidance_scale:g}", "Seed": seed}
     if config.guidance_interval_high < 1:
         pairs["CFG below"] = f"{config.guidance_interval_high:g}"

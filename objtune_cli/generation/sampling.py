@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from objtune_cli.models import finite_checks
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel, set_steps
 from objtune_cli.models.conditioning import Conditioning
+from objtune_cli.models.families import samplers
 from objtune_cli.models.placeholders import check_objects_read
 from objtune_cli.models.prompts import find_names
 from objtune_cli.numerics.ddpm import seeded
@@ -55,6 +57,7 @@ def sample(
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, shape)
     calls = set_steps(pipe.scheduler, steps, model.device)
+    _seed_each_step(pipe.scheduler, generators)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     for text in dict.fromkeys([*texts, settings.negative_prompt]):
         check_objects_read(model, text)
@@ -182,6 +185,7 @@ def resample(
     calls = set_steps(sampler, steps)
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, latents.shape[1:])
+    _seed_each_step(sampler, generators)
     noisy = late_start.add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
     texts = [prompt] * len(seeds)
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
@@ -269,6 +273,12 @@ def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) ->
         -(-above // pipe.scheduler.order) * pipe.scheduler.order
     )  # whole steps: a sampler may call several times in one
     return steps_above
+
+
+def _seed_each_step(sampler: Any, generators: Sequence[torch.Generator]) -> None:
+    """Let a sampler of flows that adds noise at each step take it from the images' own generators."""
+    if samplers.draws_noise(sampler) and sampler.config.get("use_flow_sigmas", True):
+        sampler.step = functools.partial(sampler.step, generator=list(generators))
 
 
 def _sample_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
-from objtune_cli.generation import extra_loras, image_files, image_size, lora_hashes
+from objtune_cli.generation import extra_loras, image_files, lora_hashes
+from objtune_cli.generation.defaults import fill_defaults as fill_defaults
 from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.generation.image_metadata import infotext
 from objtune_cli.images import png
@@ -45,40 +46,27 @@ def run(
         output_files.check_folder(out)
     request = prompt_request.read_prompts(ctx, prompts, config.negative_prompt, source, config.strength)
     _check_shared_strengths(request)
-    loras = extra_loras.find_loras(ctx, config.lora)
+    loras = extra_loras.find_loras(ctx, config.lora, [()] * len(request.prompts))
+    shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
     config = fill_defaults(
-        ctx, replace(config, negative_prompt=request.negative, strength=1.0)
+        ctx, replace(config, negative_prompt=request.negative, strength=1.0), shared
     )  # the objects carry it now
     note_guidance(ctx, config)
-    scenes = [_find_scene(ctx, request, i, config, loras) for i in range(len(request.prompts))]
+    scenes = [_find_scene(ctx, request, i, config, loras[i]) for i in range(len(request.prompts))]
     records, results = [record for record, _ in scenes], [result for _, result in scenes]
     missing = [i for i, result in enumerate(results) if result is None]
     if missing:
         base_model = ctx.load_base_model()
-        extra_loras.apply_loras(ctx, base_model, loras)
+        loaded = extra_loras.load_loras(ctx, base_model, itertools.chain(*loras))
         weights = {item.name: trained_objects.load_tensors(ctx, item) for item in request.objects}
         placeholders = trained_objects.add_placeholders(base_model, request.objects, weights)
         prompt_request.check_lengths(ctx, base_model, placeholders, request)
         lora_names = _load_adapters(base_model, [o for named in request.named for o in named], weights)
         for i in missing:
             _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
-            results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], config)
+            with extra_loras.active_loras(base_model, loras[i], loaded):
+                results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], config)
     return image_files.copy_images([result for result in results if result is not None], out)
-
-
-def fill_defaults(ctx: StageContext, config: Generate) -> Generate:
-    """The settings with the base's own values where the user left them to the base."""
-    base_sampling = ctx.base.sampling
-    return replace(
-        image_size.fit_size(ctx, config),
-        num_inference_steps=config.num_inference_steps or int(base_sampling["num_inference_steps"]),
-        guidance_scale=config.guidance_scale if config.guidance_scale >= 0 else float(base_sampling["guidance_scale"]),
-        guidance_interval_high=config.guidance_interval_high
-        if config.guidance_interval_high >= 0
-        else float(base_sampling.get("guidance_interval_high", 1)),
-        prompt_guidance_scale=ctx.base.prompt_guidance_scale(config.prompt_guidance_scale),
-        subject_conditioning_start=ctx.base.subject_conditioning_start(config.subject_conditioning_start),
-    )
 
 
 def note_guidance(ctx: StageContext, config: Generate) -> None:

@@ -1,6 +1,7 @@
 """LoRAs as forward hooks, without peft: the output of a layer plus the LoRA's output for the same input."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,24 +16,33 @@ LoraFactors = tuple[Tensor, Tensor, Tensor | None]
 """Down and up projection of a layer's LoRA, and what it adds to the bias."""
 
 
-def add_to_base(model: BaseModel, weights: Mapping[str, Tensor], strength: float) -> None:
-    """Make a LoRA part of a loaded base, on the denoiser and on the text encoders.
+@contextlib.contextmanager
+def added_to_base(model: BaseModel, loras: Iterable[tuple[Mapping[str, Tensor], float]]) -> Iterator[None]:
+    """Make LoRAs part of a base, on the denoiser and on the text encoders.
 
-    It acts while the LoRAs of objects are disabled, too. Call this before peft wraps the layers.
+    They act while the LoRAs of objects are disabled, too.
 
     Args:
-        weights: Tensors with an adapter's names. strength: Factor s of $s B A$ and of the biases.
+        loras: Tensors with an adapter's names, and the factor s of $s B A$ and of the biases.
 
     Raises:
-        IncompatibleError: The LoRA has a layer that this base does not have.
+        IncompatibleError: A LoRA has a layer that this base does not have.
     """
-    for network, own in by_network(model, weights):
-        for name, layer in find_layers(network, [own]).items():
-            factors = lora_factors(own, name, layer)
-            if factors is not None:
-                down, up, bias = factors
-                scaled = down, up * strength, None if bias is None else bias * strength
-                layer.register_forward_hook(partial(_add_output, scaled))
+    handles = []
+    try:
+        for weights, strength in loras:
+            for network, own in by_network(model, weights):
+                for name, layer in find_layers(network, [own]).items():
+                    frozen = getattr(layer, "base_layer", layer)  # peft's layers wrap those of the base
+                    factors = lora_factors(own, name, frozen)
+                    if factors is not None:
+                        down, up, bias = factors
+                        scaled = down, up * strength, None if bias is None else bias * strength
+                        handles.append(frozen.register_forward_hook(partial(_add_output, scaled)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _add_output(factors: LoraFactors, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

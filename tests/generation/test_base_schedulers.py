@@ -13,7 +13,7 @@ from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import loading, registry
-from objtune_cli.models.families import schedulers
+from objtune_cli.models.families import samplers, schedulers
 from tests.support import tiny_families, tiny_sd1
 
 CPU = torch.device("cpu")
@@ -194,7 +194,7 @@ def test_steps_that_a_sampler_cannot_take(base: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="the sampler LCM cannot take 60 steps"):
         sample(model, "a dog", [0], SamplingSettings(60, 1.0))
     with pytest.raises(IncompatibleError, match="the sampler euler does not support"):
-        schedulers.choose(
+        samplers.make_sampler(
             loading.load(base("DDIMScheduler", prediction_type="sample"), CPU, torch.float32).scheduler, "euler"
         )
 

@@ -86,16 +86,18 @@ def test_pictures_are_those_of_diffusers_with_two_loras(folders: dict[str, Path]
     ).images.float()  # fmt: skip
     settings = SamplingSettings(4, 4.0)
     plain = sample(model, "a dog", [5], settings)
-    forward_hooks.add_to_base(model, style, 0.7)
-    with single_lora(model, own):
+    added = forward_hooks.added_to_base(model, [(style, 0.7)])
+    with added, single_lora(model, own):
         hooked = sample(model, "a dog", [5], settings)
+    torch.testing.assert_close(sample(model, "a dog", [5], settings), plain, rtol=0, atol=0)
     layers.load(model, own, "own")
-    ours = sample(model, "a dog", [5], settings)
+    with forward_hooks.added_to_base(model, [(style, 0.7)]):
+        ours = sample(model, "a dog", [5], settings)
+        with adapter_state.disabled(model):
+            style_alone = sample(model, "a dog", [5], settings)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     torch.testing.assert_close(hooked, theirs, rtol=0, atol=1e-4)
     assert (ours - plain).abs().max() > 0.01
-    with adapter_state.disabled(model):
-        style_alone = sample(model, "a dog", [5], settings)
     pipe.set_adapters(["style"], [0.7])
     alone = pipe(
         ["a dog"], num_inference_steps=4, guidance_scale=4.0, height=32, width=32, output_type="latent",

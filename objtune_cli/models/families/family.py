@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from objtune_cli.models.families import schedulers
+from objtune_cli.models.families import samplers, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 
 if TYPE_CHECKING:
@@ -170,12 +170,12 @@ class Family:
         return ddpm.timesteps(count, total, generator, *focus)
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """A sampler by its name: "auto", "ddim", "euler" or "dpm++".
+        """A sampler by its name: "auto", or a name that `samplers` knows.
 
         Raises:
-            IncompatibleError: The family does not support it.
+            IncompatibleError: The family does not support it. ResourceError: It needs scipy.
         """
-        return scheduler if name == "auto" else schedulers.choose(scheduler, name)
+        return scheduler if name == "auto" else samplers.make_sampler(scheduler, name)
 
     def latent_multiple(self, config: Any) -> int:
         """Number of latent cells that the sides of latents must be multiples of."""

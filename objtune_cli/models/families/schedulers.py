@@ -26,6 +26,8 @@ OTHERS = (
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 NO_SAMPLE = ("PNDM", "LMS", "Euler", "Heun", "KDPM2")
 """Prefixes of samplers that do not support a denoiser that predicts the clean latents."""
+NO_ZERO_SNR = ("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")
+"""Prefixes of samplers that do not support zero terminal SNR."""
 KNOWN = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": PREDICTIONS, "timestep_spacing": ("leading", "trailing", "linspace"),
 }  # fmt: skip
@@ -120,9 +122,7 @@ def why_replaced(config: Mapping[str, Any]) -> str:
         return "it is not supported"
     if config.get("prediction_type") == "sample" and own.startswith(NO_SAMPLE):
         return "it does not support a denoiser that predicts the clean latents"
-    if config.get("rescale_betas_zero_snr") and own.startswith(
-        ("PNDM", "LMS", "Heun", "KDPM2", "DEIS", "DPMSolverSinglestep")
-    ):
+    if config.get("rescale_betas_zero_snr") and own.startswith(NO_ZERO_SNR):
         return "it does not support zero terminal SNR"
     if (own.startswith("LMS") or config.get("use_beta_sigmas")) and find_spec("scipy") is None:
         return "it needs scipy, which is not installed"
@@ -176,20 +176,3 @@ def _open_own(config: Mapping[str, Any]) -> Any:
     if sampler.config.get("clip_sample"):
         sampler.register_to_config(clip_sample=False)
     return sampler
-
-
-def choose(ddim: Any, name: str) -> Any:
-    """The sampler "ddim", "euler" or "dpm++" on a base's noise schedule.
-
-    Raises:
-        IncompatibleError: It does not support the prediction type of the denoiser.
-    """
-    import diffusers
-
-    classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-    if classes[name].startswith(NO_SAMPLE) and ddim.config.prediction_type == "sample":
-        raise IncompatibleError(
-            f"the sampler {name} does not support a denoiser that predicts the clean latents",
-            "use `--scheduler ddim` or `--scheduler dpm++`",
-        )
-    return getattr(diffusers, classes[name]).from_config(ddim.config)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from objtune_cli.errors import IncompatibleError
-from objtune_cli.models.families import clip_text_encoders, schedulers
+from objtune_cli.models.families import clip_text_encoders, samplers, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
 
@@ -186,12 +185,10 @@ class _SD3(Family):
         return flow_matching.timesteps(count, total, generator)
 
     def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """A new Euler sampler for flows, because sampling changes its state."""
-        if name not in ("auto", "euler"):
-            raise IncompatibleError(
-                f"{self.title} does not support the sampler {name}", "use `--set generate.scheduler=euler`, or auto"
-            )
-        return type(scheduler).from_config(scheduler.config)
+        """A new sampler, because sampling changes its state."""
+        if name == "auto":
+            return type(scheduler).from_config(scheduler.config)
+        return samplers.make_flow_sampler(scheduler, name, self.title)
 
     def latent_multiple(self, config: Any) -> int:
         """The side of a patch."""
