@@ -11,6 +11,7 @@ FUNCTIONS = (
     "train",
     "generate",
     "compose",
+    "place",
     "export",
     "import_files",
     "StageResult",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from objtune_cli.config.resolve import Settings
-from objtune_cli.config.sections import Common, Compose, Embed, Generate, Prior, Segment, Train
+from objtune_cli.config.sections import Common, Compose, Embed, Generate, Place, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError, UsageError
 from objtune_cli.paths import to_path
 from objtune_cli.store.project import find_project
@@ -28,6 +28,7 @@ __all__ = [
     "generate",
     "import_files",
     "init_embedding",
+    "place",
     "project",
     "segment",
     "train",
@@ -236,6 +237,19 @@ def compose(
             Generate, num_images=n, seed=seed, width=width, height=height, strength=strength, negative_prompt=negative
         )
         return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
+
+
+def place(
+    ctx: StageContext, prompt: str, into: str | Path, at: str = "", *, mask: str | Path | None = None, replace: str = "",
+    n: int | None = None, seed: int | None = None, strength: float | None = None,
+) -> StageResult:  # fmt: skip
+    """An object drawn into the photo `into`, the rest of which stays; `at`: "left" or "0.5,0.4,0.9,0.9"; `mask`: white where it goes; `replace`: class word of what it replaces."""
+    from objtune_cli.placement import regions, stage
+
+    location = stage.Location(regions.parse_box(at) if at else None, to_path(mask) if mask else None, replace)
+    with _lock_project(ctx):
+        config = ctx.settings.resolve(Generate, num_images=n, seed=seed, strength=strength)
+        return stage.run(ctx, prompt, to_path(into), location, config, ctx.settings.resolve(Place))[0]
 
 
 def export(

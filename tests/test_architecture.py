@@ -17,7 +17,7 @@ STAIRCASE = (
     # models
     "models", "lora", "workflow",
     # features: one folder per command
-    "interchange", "segmentation", "embedding", "generation", "composition", "training",
+    "interchange", "segmentation", "embedding", "generation", "composition", "placement", "training",
     # measuring
     "toybox", "evaluation", "bench",
     # porch
@@ -36,6 +36,7 @@ FORBIDDEN = {
     "embedding": {"interchange", "segmentation", "lora"},
     "generation": {"segmentation", "embedding"},
     "composition": {"interchange", "embedding"},
+    "placement": {"interchange", "embedding"},
     "training": {"interchange", "segmentation"},
     "toybox": {"config", "store", "images", "workflow"},
     "cli": {"numerics", "runtime", "lora", "toybox"},
@@ -63,6 +64,7 @@ TOYBOX_WORLD = (
     "embedding",
     "generation",
     "composition",
+    "placement",
     "training",
 )
 """What the drawn world needs none of; its recipe, which trains models, does."""

@@ -34,6 +34,10 @@ COMMANDS = {
         "compose.compose",
         "Generate an image of several objects, each in its own region. Prints one image path per line.",
     ),
+    "place": (
+        "place.place",
+        "Draw a trained object into a photo; the rest of the photo stays. Prints one image path per line.",
+    ),
     "import": (
         "import_.import_",
         "Import a LoRA or an embedding from another trainer as an object. Prints the ref of the adapter.",

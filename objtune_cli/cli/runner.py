@@ -114,7 +114,7 @@ class CommandRun:
         return StageContext(project, settings, common, self.report, force, self.stop.stop_signal)
 
 
-MODEL_COMMANDS = ("segment", "init_embedding", "train", "generate", "compose", "evaluate", "bench", "import_")
+MODEL_COMMANDS = ("segment", "init_embedding", "train", "generate", "compose", "place", "evaluate", "bench", "import_")
 """Modules whose commands take all options of a base model."""
 MODEL_OPTIONS = {**dict.fromkeys(MODEL_COMMANDS, options.MODEL), "doctor": options.DOCTOR}
 """Module to the options of a base model that its command takes."""

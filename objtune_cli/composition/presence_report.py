@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.composition.layout import Box
-from objtune_cli.config.sections import Compose
+from objtune_cli.config.sections import Compose, Place
 from objtune_cli.errors import GateError
 from objtune_cli.workflow import trained_objects
 from objtune_cli.workflow.context import StageContext
@@ -101,7 +101,7 @@ def summarize(check: "PresenceCheck | None", candidates: list[SceneCandidate]) -
     }
 
 
-def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose) -> None:
+def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose | Place) -> None:
     """Report the leakage matrix, averaged over the images, and the failed objects.
 
     Raises:
@@ -123,10 +123,11 @@ def report_presence(ctx: StageContext, metrics: Mapping[str, Any], how: Compose)
     ]
     if not bad:
         return
+    other = "another place (`--at`)" if isinstance(how, Place) else "other places (`--place`)"
     message = f"missing or mixed in {len(bad)} of {count} pictures ({'; '.join(bad)})"
     if how.strict:
         raise GateError(
             f"{message}, for every seed",
-            f"more `--retries` than {how.max_retries}, other places (`--place`), or without `--strict` to see them",
+            f"more `--retries` than {how.max_retries}, {other}, or without `--strict` to see them",
         )
-    ctx.report.note(f"{message}: more `--retries`, or other places (`--place`)")
+    ctx.report.note(f"{message}: more `--retries`, or {other}")

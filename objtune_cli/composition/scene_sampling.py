@@ -7,10 +7,11 @@ from functools import partial
 from torch import Tensor
 
 from objtune_cli.composition import layout_from_prompt, object_loras, presence_report, refinement, regional
+from objtune_cli.composition.layout import Box
 from objtune_cli.composition.presence import PresenceCheck
 from objtune_cli.composition.region_masks import PlacedObject
 from objtune_cli.composition.scene import Scene
-from objtune_cli.config.sections import seed_after
+from objtune_cli.config.sections import Generate, seed_after
 from objtune_cli.generation import stage as generate
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
@@ -120,22 +121,32 @@ def _build_refiner(
 
 
 def sample_best_seeds(
-    ctx: StageContext, check: PresenceCheck | None, scene: Scene, sample_batch: SampleBatch
+    ctx: StageContext,
+    check: PresenceCheck | None,
+    boxes: list[Box],
+    config: Generate,
+    max_retries: int,
+    sample_batch: SampleBatch,
+    command: str = "compose",
 ) -> tuple[list[presence_report.SceneCandidate], dict[str, object]]:
     """Sample every image, then those in which the check finds a fault again from other seeds.
+
+    Args:
+        boxes: In the order of the check's objects, fractions of the sampled images.
+        command: Name of the progress.
 
     Returns:
         The best candidate of each image, and the metrics of all.
     """
-    count, boxes = scene.config.num_images, [scene.layout.boxes[o.name] for o in scene.objects]
+    count = config.num_images
     best: dict[int, presence_report.SceneCandidate] = {}
     waiting = list(range(count))
-    for attempt in range(scene.options.max_retries + 1 if check else 1):
-        label = f"compose, attempt {attempt + 1}" if attempt else "compose"
+    for attempt in range(max_retries + 1 if check else 1):
+        label = f"{command}, attempt {attempt + 1}" if attempt else command
         batches = -(-len(waiting) // generate.BATCH)
         for b in range(batches):
             batch = waiting[b * generate.BATCH : (b + 1) * generate.BATCH]
-            seeds = [seed_after(scene.config.seed, i + attempt * count) for i in batch]
+            seeds = [seed_after(config.seed, i + attempt * count) for i in batch]
             on_step = partial(_report_batch, ctx.progress(label), b, batches)
             tensors, images = sample_batch(seeds, on_step)
             candidates = presence_report.check_candidates(check, tensors, images, seeds, boxes)

@@ -1,4 +1,4 @@
-"""The settings of `generate` and `compose`."""
+"""The settings of `generate`, `compose` and `place`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -106,3 +106,39 @@ class Compose:
     strict: bool = setting(
         False, "Refuse a scene in which an object is missing or mixed for every seed.", identifies=False
     )
+
+
+@dataclass(frozen=True, repr=False)
+class Place:
+    """Placing an object in a picture."""
+
+    max_retries: int = setting(
+        4, "How many times an image without the object is generated again, each time from another seed.", 0, 100
+    )
+    change: float = setting(
+        1.0,
+        "Fraction of the noise schedule that the object is drafted from; lower: more of what was there stays.",
+        0.05,
+        1,
+    )
+    paste: Literal["object", "region"] = setting(
+        "object",
+        "What replaces the picture's pixels: the object with a thin border, in the picture's own background; or the whole region as the base draws it.",
+    )
+    harmonize: float = setting(
+        0.5,
+        "Fraction of the noise schedule that the placed object is sampled again from, in its new background. 0: not again.",
+        0,
+        1,
+    )
+    context: float = setting(
+        1.5,
+        "Side of the square that the base sees, over the region's longer side; larger: more surroundings, a smaller object.",
+        1,
+        8,
+    )
+    softness: float = setting(
+        0.03, "Width of the soft border inside the region, fraction of the region's shorter side.", 0, 0.5
+    )
+    presence_check: bool = setting(True, "Check that the object is in its region.", identifies=False)
+    strict: bool = setting(False, "Refuse a picture that lacks the object for every seed.", identifies=False)

@@ -6,6 +6,7 @@ from typing import Literal
 from objtune_cli.config.bench_section import Bench as Bench
 from objtune_cli.config.sampling_sections import Compose as Compose
 from objtune_cli.config.sampling_sections import Generate as Generate
+from objtune_cli.config.sampling_sections import Place as Place
 from objtune_cli.config.setting_fields import MAX_RATE as MAX_RATE
 from objtune_cli.config.setting_fields import MAX_SEED as MAX_SEED
 from objtune_cli.config.setting_fields import MAX_WEIGHT, setting
@@ -150,6 +151,7 @@ SECTIONS: dict[str, type] = {
     "prior": Prior,
     "generate": Generate,
     "compose": Compose,
+    "place": Place,
     "merge": Merge,
     "bench": Bench,
 }
@@ -160,6 +162,6 @@ GUIDANCES = ("prompt_guidance_scale", "autoguidance_scale", "subject_conditionin
 OPTIONS = {
     "init-embedding.num_vectors": "--vectors", "train.max_steps": "--steps", "generate.num_images": "-n",
     "generate.num_inference_steps": "--steps", "generate.guidance_scale": "--guidance", "generate.negative_prompt": "--negative",
-    "compose.max_retries": "--retries", "bench.num_objects": "--objects", "bench.prompt_kinds": "--prompts",
+    "compose.max_retries": "--retries", "place.max_retries": "--retries", "bench.num_objects": "--objects", "bench.prompt_kinds": "--prompts",
 }  # fmt: skip
 """Command-line options that are not named as their settings are."""

@@ -127,6 +127,7 @@ class _StepCallback:
         guidance_start, subject_start: Steps before guidance and before the objects act; 0: from the start.
         size: Height and width of the images, px.
         enable_objects: Enables the LoRAs. report: Called with the number of steps so far.
+        keep: Latents and the number of steps so far to the latents that the next step gets.
     """
 
     model: BaseModel
@@ -139,10 +140,12 @@ class _StepCallback:
     size: tuple[int, int]
     enable_objects: Callable[[], None]
     report: Callable[[int], None]
+    keep: Callable[[Tensor, int], Tensor] = lambda latents, done: latents
 
     def __call__(self, pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
         done = index + 1
         self.report(done)
+        values = values | {"latents": self.keep(values["latents"], done)}
         if done == self.subject_start:
             self.enable_objects()
         if done == self.guidance_start and self.guidance > 1:
@@ -155,6 +158,33 @@ class _StepCallback:
         return values | self.model.family.callback_kwargs(self.model, batch, *self.size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """Keeps the cells of a change map that are not sampled yet at the noised original.
+
+    Attributes:
+        latents: Of the original, scaled, (N, C, h, w). noise: Its noise, the same at every level.
+        timesteps: Of the steps that are taken.
+        change_map: See `resample`; None: nothing is kept.
+    """
+
+    sampler: Any
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    change_map: Tensor | None
+
+    def __call__(self, sampled: Tensor, done: int) -> Tensor:
+        if self.change_map is None:
+            return sampled
+        original = self.latents
+        if done < len(self.timesteps):
+            t = self.timesteps[done : done + 1].expand(len(original))
+            original = late_start.add_noise(self.sampler, original, self.noise, t)
+        is_free = (self.change_map > 0) & (self.change_map >= 1 - done / len(self.timesteps))
+        return torch.where(is_free.to(sampled.device), sampled, original.to(sampled))
+
+
 @torch.no_grad()
 def resample(
     model: BaseModel,
@@ -164,13 +194,16 @@ def resample(
     strength: float,
     settings: SamplingSettings,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    change_map: Tensor | None = None,
 ) -> Tensor:
     """Add noise to images up to a middle level and sample them again from there (SDEdit, arXiv:2108.01073).
 
     Args:
         latents: Scaled, (N, C, h, w), one per seed.
         strength: Fraction of the steps that are taken, in (0, 1]; at least one step is.
-        settings: As for `sample`; the size is that of `latents`, guidance and objects act at every level, and `prompt_guidance_scale` is not used.
+        settings: As for `sample`; the size is that of `latents`.
+        change_map: Fraction of the taken steps in which each latent cell is sampled, (h, w) in [0, 1]; before them, and always at 0, the cell is that of
+            `latents` (differential diffusion, arXiv:2306.00950). None: every cell in all steps.
 
     Returns:
         Scaled latents, float32, on the CPU.
@@ -191,15 +224,23 @@ def resample(
     condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
     size = (latents.shape[-2] * model.vae_scale_factor, latents.shape[-1] * model.vae_scale_factor)
     initial = noisy / float(getattr(sampler, "init_noise_sigma", 1))  # the pipeline multiplies by it
+    starts = (settings.guidance_interval_high, settings.subject_conditioning_start)
+    guidance_start, subject_start = (_count_steps_above(model, pipe, steps, level) for level in starts)
+    keep = _Keep(sampler, latents, noise, sampler.timesteps.clone(), change_map)
+    guidance = settings.guidance_scale
 
-    def report(pipe: Any, index: int, _t: object, values: dict[str, Any]) -> dict[str, Any]:
-        on_step(index + 1, calls)
-        return values
-
-    with extra_guidance(model, texts, 0.0, settings.autoguidance_scale, *size):
+    with (
+        extra_guidance(model, texts, settings.prompt_guidance_scale, settings.autoguidance_scale, *size),
+        _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
+    ):
+        first = condition if class_condition is None else class_condition
+        callback = _StepCallback(
+            model, condition, first, negative_condition, guidance, guidance_start, subject_start, size, enable_objects,
+            lambda done: on_step(done, calls), keep,
+        )  # fmt: skip
         sampled = _run_pipeline(
-            model, pipe, condition, negative_condition, initial, generators, steps, settings.guidance_scale, size,
-            report,
+            model, pipe, first, negative_condition, initial, generators, steps, 1.0 if guidance_start else guidance,
+            size, callback,
         )  # fmt: skip
     return _require_images(model, sampled, texts, seeds, settings)
 

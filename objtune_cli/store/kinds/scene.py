@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LATENTS = "latents"
+SHARES = "shares"
+"""Of placed objects: the weight of each new pixel of the crop, (N, s, s) uint8."""
 REFINED = "close."
 """Before an object's name: the latents of its refined region."""
 ADAPTER_ROLE, NEGATIVE_ROLE = "adapter.", "negative."
 """Before an object's name: the adapter of an object in the prompt, or of one that only the negative prompt names."""
 LORA_ROLE = "lora."
 """Before a number: a file of a LoRA that acts beside the objects, or the adapter that it comes from."""
+PHOTO_ROLE, MASK_ROLE = "photo", "mask"
+"""Of placed objects: the picture that they are placed in, and the file or mask artifact of the region."""
 
 
 @dataclass(frozen=True, slots=True)

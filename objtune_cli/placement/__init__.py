@@ -1,0 +1,1 @@
+"""`place`: a trained object drawn into an existing picture."""
