@@ -212,22 +212,16 @@ def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResu
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
     }
     placeholders = trained_objects.add_placeholders(model, request.objects, weights)
-<<<<<<< HEAD
     loaded = extra_loras.load_loras(ctx, model, scene.loras)
     with extra_loras.active_loras(model, scene.loras, loaded):
         sample_batch = scene_sampling.build_sampler(ctx, model, scene, weights, placeholders)
         check = (
             presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
         )
-        candidates, metrics = scene_sampling.sample_best_seeds(ctx, check, scene, sample_batch)
-=======
-    sample_batch = scene_sampling.build_sampler(ctx, model, scene, weights, placeholders)
-    check = presence_report.build_check(model, objects, weights, placeholders) if scene.options.presence_check else None
-    boxes = [scene.layout.boxes[o.name] for o in objects]
-    candidates, metrics = scene_sampling.sample_best_seeds(
-        ctx, check, boxes, scene.config, scene.options.max_retries, sample_batch
-    )
->>>>>>> 3b3a008 (place: draw a trained object into a photo, the rest of which keeps its bytes)
+        boxes = [scene.layout.boxes[o.name] for o in objects]
+        candidates, metrics = scene_sampling.sample_best_seeds(
+            ctx, check, boxes, scene.config, scene.options.max_retries, sample_batch
+        )
     presence_report.report_presence(ctx, metrics, scene.options)  # before publishing: with `strict` it may refuse
     tensors = {name: torch.stack([each.tensors[name] for each in candidates]) for name in candidates[0].tensors}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))
