@@ -1,8 +1,10 @@
-"""Start a sampler of diffusers in the middle of its schedule, as SDEdit needs it (arXiv:2108.01073)."""
+"""Start a sampler of diffusers in the middle of its schedule, as SDEdit needs it (arXiv:2108.01073), for some cells later than for others."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from objtune_cli.models.base_model import BaseModel
@@ -48,3 +50,30 @@ def add_noise(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor
         else sampler.scale_noise(latents, t, noise)
     )
     return noisy
+
+
+@dataclass(frozen=True, slots=True)
+class KeepCells:
+    """Keeps the cells of a change map that are not sampled yet at the noised original.
+
+    Attributes:
+        latents: Of the original, scaled, (N, C, h, w). noise: Its noise, the same at every level.
+        timesteps: Of the steps that are taken.
+        change_map: See `sampling.resample`; None: nothing is kept.
+    """
+
+    sampler: Any
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    change_map: Tensor | None
+
+    def __call__(self, sampled: Tensor, done: int) -> Tensor:
+        if self.change_map is None:
+            return sampled
+        original = self.latents
+        if done < len(self.timesteps):
+            t = self.timesteps[done : done + 1].expand(len(original))
+            original = add_noise(self.sampler, original, self.noise, t)
+        is_free = (self.change_map > 0) & (self.change_map >= 1 - done / len(self.timesteps))
+        return torch.where(is_free.to(sampled.device), sampled, original.to(sampled))

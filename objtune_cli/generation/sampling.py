@@ -158,33 +158,6 @@ class _StepCallback:
         return values | self.model.family.callback_kwargs(self.model, batch, *self.size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Keep:
-    """Keeps the cells of a change map that are not sampled yet at the noised original.
-
-    Attributes:
-        latents: Of the original, scaled, (N, C, h, w). noise: Its noise, the same at every level.
-        timesteps: Of the steps that are taken.
-        change_map: See `resample`; None: nothing is kept.
-    """
-
-    sampler: Any
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    change_map: Tensor | None
-
-    def __call__(self, sampled: Tensor, done: int) -> Tensor:
-        if self.change_map is None:
-            return sampled
-        original = self.latents
-        if done < len(self.timesteps):
-            t = self.timesteps[done : done + 1].expand(len(original))
-            original = late_start.add_noise(self.sampler, original, self.noise, t)
-        is_free = (self.change_map > 0) & (self.change_map >= 1 - done / len(self.timesteps))
-        return torch.where(is_free.to(sampled.device), sampled, original.to(sampled))
-
-
 @torch.no_grad()
 def resample(
     model: BaseModel,
@@ -226,7 +199,7 @@ def resample(
     initial = noisy / float(getattr(sampler, "init_noise_sigma", 1))  # the pipeline multiplies by it
     starts = (settings.guidance_interval_high, settings.subject_conditioning_start)
     guidance_start, subject_start = (_count_steps_above(model, pipe, steps, level) for level in starts)
-    keep = _Keep(sampler, latents, noise, sampler.timesteps.clone(), change_map)
+    keep = late_start.KeepCells(sampler, latents, noise, sampler.timesteps.clone(), change_map)
     guidance = settings.guidance_scale
 
     with (
