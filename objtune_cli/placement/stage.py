@@ -76,13 +76,13 @@ def run(
     if out is not None:
         output_files.check_folder(out)
     request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
-    loras = extra_loras.find_loras(ctx, config.lora)
+    (loras,) = extra_loras.find_loras(ctx, config.lora, [()])
     item = _require_one_object(request)
     picture = photo.read(into)
     for note in picture.notes:
         ctx.report.note(f"{into.name}: {note}")
     region, replaced, inputs = _find_region(ctx, picture, into, location, item)
-    config = _sampling_config(ctx, replace(config, negative_prompt=request.negative))
+    config = _sampling_config(ctx, replace(config, negative_prompt=request.negative), loras)
     generate.note_guidance(ctx, config)
     placement = Placement(request, item, _crop(ctx, picture, region, replaced, options), config, options, loras)
     record = _make_record(ctx, placement, picture, inputs)
@@ -162,9 +162,9 @@ def _crop(
     return CroppedRegion(picture.rgb, region, crop, ctx.base.resolution, options.softness, replaced)
 
 
-def _sampling_config(ctx: StageContext, config: Generate) -> Generate:
+def _sampling_config(ctx: StageContext, config: Generate, loras: list[extra_loras.ExtraLora]) -> Generate:
     """The settings of sampling with the base's own values; the picture has its size, and the object its strength."""
-    return replace(generate.fill_defaults(ctx, replace(config, width=0, height=0)), strength=1.0)
+    return replace(generate.fill_defaults(ctx, replace(config, width=0, height=0), loras), strength=1.0)
 
 
 def _make_record(
@@ -199,7 +199,6 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     from objtune_cli.placement.inpainting import Inpainter
 
     model = ctx.load_base_model()
-    extra_loras.apply_loras(ctx, model, placement.loras)
     request, item, options = placement.request, placement.item, placement.options
     weights = {
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
@@ -210,23 +209,25 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
         SamplingSettings.from_config(placement.config),
         negative_prompt=placeholders.expand(placement.config.negative_prompt),
     )
-    prompt = placeholders.expand(crop_prompt(request.prompts[0], item.name))
-    cut_out = _load_cut_out(ctx) if options.paste == "object" else None
-    region = placement.region
-    inpainter = Inpainter(
-        model, region, weights[item.name], prompt, options.change, options.harmonize, sampling, cut_out
-    )
-    check = presence_report.build_check(model, [item], weights, placeholders) if options.presence_check else None
+    loaded = extra_loras.load_loras(ctx, model, placement.loras)
+    with extra_loras.active_loras(model, placement.loras, loaded):
+        prompt = placeholders.expand(crop_prompt(request.prompts[0], item.name))
+        cut_out = _load_cut_out(ctx) if options.paste == "object" else None
+        region = placement.region
+        inpainter = Inpainter(
+            model, region, weights[item.name], prompt, options.change, options.harmonize, sampling, cut_out
+        )
+        check = presence_report.build_check(model, [item], weights, placeholders) if options.presence_check else None
 
-    def sample_batch(seeds: list[int], on_step: Any) -> scene_sampling.SceneBatch:
-        latents, shares = inpainter.sample(seeds, on_step)
-        tensors = [{LATENTS: z, SHARES: share} for z, share in zip(latents, shares, strict=True)]
-        return tensors, model.decode_latents(latents).cpu()
+        def sample_batch(seeds: list[int], on_step: Any) -> scene_sampling.SceneBatch:
+            latents, shares = inpainter.sample(seeds, on_step)
+            tensors = [{LATENTS: z, SHARES: share} for z, share in zip(latents, shares, strict=True)]
+            return tensors, model.decode_latents(latents).cpu()
 
-    box = region.crop.box_in_crop(region.region.box)
-    candidates, metrics = scene_sampling.sample_best_seeds(
-        ctx, check, [box], placement.config, options.max_retries, sample_batch, "place"
-    )
+        box = region.crop.box_in_crop(region.region.box)
+        candidates, metrics = scene_sampling.sample_best_seeds(
+            ctx, check, [box], placement.config, options.max_retries, sample_batch, "place"
+        )
     presence_report.report_presence(ctx, metrics, options)  # before publishing: with `strict` it may refuse
     tensors = {name: torch.stack([each.tensors[name] for each in candidates]) for name in (LATENTS, SHARES)}
     record = replace(record, metrics=metrics, tools=ctx.tools(model))
