@@ -40,18 +40,36 @@ def scene_prompt(prompt: str) -> str:
 
     The regions place the objects. A small base knows few prepositions, and an unknown one makes it draw one object where two are meant.
     """
-    return _SIDE_BY_SIDE.sub(r"\1 and ", prompt)
+    for start, end, text in reversed(side_by_side_edits(prompt)):
+        prompt = prompt[:start] + text + prompt[end:]
+    return prompt
+
+
+def side_by_side_edits(prompt: str) -> list[tuple[int, int, str]]:
+    """The ranges [start, end) that `scene_prompt` replaces, ascending, each with its new text."""
+    return [(match.end(1), match.end(), " and ") for match in _SIDE_BY_SIDE.finditer(prompt)]
 
 
 def object_prompt(prompt: str, name: str) -> str:
     """The prompt of one object: the scene's prompt without the other objects and the words that lead to them, `a photo of <rex> in a hat on the beach`."""
+    return "".join(prompt[i] for i in object_characters(prompt, name))
+
+
+def object_characters(prompt: str, name: str) -> list[int]:
+    """Positions of the characters of `object_prompt` in the scene's prompt, ascending."""
     mentions = list(_PLACEHOLDER.finditer(prompt))
     i = next(i for i, mention in enumerate(mentions) if mention[1] == name)
-    text = prompt[: mentions[0].start()] + mentions[i][0]
+    positions = [*range(mentions[0].start()), *range(*mentions[i].span())]
     if i + 1 < len(mentions):
-        between = prompt[mentions[i].end() : mentions[i + 1].start()]
-        text += between[:-MAX_LEAD] + _JOINING_WORDS.sub("", between[-MAX_LEAD:])
-    return _SIDE_PHRASE.sub("", text + prompt[mentions[-1].end() :])
+        start, end = mentions[i].end(), mentions[i + 1].start()
+        searched = max(start, end - MAX_LEAD)
+        joining = _JOINING_WORDS.search(prompt[searched:end])
+        positions += range(start, searched + joining.start() if joining else end)
+    positions += range(mentions[-1].end(), len(prompt))
+    text = "".join(prompt[k] for k in positions)
+    for match in reversed(list(_SIDE_PHRASE.finditer(text))):
+        del positions[match.start() : match.end()]
+    return positions
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from objtune_cli.config.sections import Generate, seed_after
 from objtune_cli.generation import stage as generate
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
+from objtune_cli.models import prompt_syntax
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.placeholders import Placeholders
@@ -42,7 +43,7 @@ def build_sampler(
     size = image_size(model, scene)
     prompt = scene.request.prompts[0]
     if options.context_words == "class":
-        prompt = layout_from_prompt.scene_prompt(prompt)
+        prompt = prompt_syntax.substitute(prompt, model.prompt_syntax, layout_from_prompt.side_by_side_edits)
     prompt_request.check_lengths(ctx, model, placeholders, replace(scene.request, prompts=[prompt]))
     text = placeholders.expand(prompt)
     regions = [PlacedObject(n, weights[n], boxes[n], placeholders.token_mask(text, n)) for n in order]
@@ -102,7 +103,12 @@ def _build_refiner(
         replace(sampling, autoguidance_scale=options.refine_autoguidance_scale),
         options.paste == "box",
     )
-    prompts = {n: placeholders.expand(layout_from_prompt.object_prompt(prompt, n)) for n in order}
+    prompts = {
+        n: placeholders.expand(
+            prompt_syntax.edit(prompt, model.prompt_syntax, partial(layout_from_prompt.object_characters, name=n))
+        )
+        for n in order
+    }
     objects = [refinement.RefinedObject(n, weights[n], boxes[n], prompts[n]) for n in order]
 
     def refine(latents: Tensor, seeds: list[int]) -> SceneBatch:

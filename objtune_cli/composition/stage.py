@@ -17,6 +17,7 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.scene import REFINED
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
+from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,9 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
+    request = prompt_request.read_prompts(
+        ctx, [prompt], config.negative_prompt, strength=config.strength, syntax=config.prompt_syntax
+    )
     named = _require_objects(request, prompt)
     is_sized = bool(config.width or config.height)
     scene = _build_scene(ctx, request, named, places, config, how, is_sized)
@@ -78,6 +81,8 @@ def _build_scene(
         named: The objects that the prompt names, each once.
         is_sized: Whether the user chose the image's size.
     """
+    from objtune_cli.models.prompt_syntax import plain_text
+
     prompt = request.prompts[0]
     text, objects = mentions.name_mentions(prompt, named, {o.name for o in request.objects})
     if len(objects) > MAX_OBJECTS:
@@ -88,9 +93,11 @@ def _build_scene(
     user_boxes = layout.assign_places(places, {o.name: [m.name for m in objects if m.key == o.key] for o in named})
     layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
-    (loras,) = extra_loras.find_loras(ctx, config.lora, [()])
-    config = generate.fill_defaults(ctx, config, loras)
-    scene_layout = _arrange(ctx, text, objects, user_boxes, config if is_sized else None)
+    (loras,) = extra_loras.find_loras(ctx, config.lora, request.loras)
+    config = with_scene_syntax(ctx, request, 0, generate.fill_defaults(ctx, config, loras))
+    scene_layout = _arrange(
+        ctx, plain_text(text, config.prompt_syntax), objects, user_boxes, config if is_sized else None
+    )
     return Scene(
         prompt,
         replace(request, prompts=[text], named=[objects]),
@@ -207,6 +214,7 @@ def _compose_scene(ctx: StageContext, record: Record, scene: Scene) -> StageResu
     from objtune_cli.composition import scene_sampling
 
     model = ctx.load_base_model()
+    model.prompt_syntax = scene.config.prompt_syntax
     request, objects = scene.request, scene.objects
     weights = {
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects

@@ -53,6 +53,11 @@ class Generate:
         path="loras",
     )
     negative_prompt: str = setting("", "What the images should not show.")
+    prompt_syntax: Literal["a1111", "comfyui", "plain"] = setting(
+        "a1111",
+        "How weights and breaks in prompts are read and act: as A1111 or ComfyUI do, in any length; plain: as text, up to the base's window.",
+        absent="plain",
+    )
     scheduler: str = text_setting(
         "auto",
         f"Sampler: {', '.join(SAMPLERS)}; behind it may stand _karras, _exponential, _beta or _trailing. "

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
+from objtune_cli.models.prompt_syntax import escape, plain_text
 from objtune_cli.models.prompts import objects_only_prompt, restore_placeholders
 
 
@@ -66,10 +67,15 @@ def _build_hook(
 ) -> "_GuidanceHook | None":
     """Encode the prompts of the frozen base for `extra_guidance`; None if no image gets guidance."""
     in_class_words = [model.with_class_words(text) for text in texts]
-    classes_only = [objects_only_prompt(restore_placeholders(text), model.classes) for text in texts]
+    plain = [plain_text(text, model.prompt_syntax) for text in in_class_words]
+    classes_only = [_objects_only(model, text) for text in texts]
     objects = [i for i, text in enumerate(classes_only) if text] if autoguidance_scale else []
     scenes = (
-        [i for i, text in enumerate(classes_only) if text and in_class_words[i].rstrip(" .,!") != text]
+        [
+            i
+            for i, text in enumerate(classes_only)
+            if text and plain[i].rstrip(" .,!") != plain_text(text, model.prompt_syntax)
+        ]
         if prompt_scale
         else []
     )
@@ -83,12 +89,20 @@ def _build_hook(
         }
     of_classes = [encoded[classes_only[i]] for i in scenes]
     call_arguments, class_arguments = (
-        model.family.denoiser_kwargs(model, Conditioning.concat(conditions), height, width) if conditions else {}
+        model.family.denoiser_kwargs(model, Conditioning.concat(model.match_lengths(conditions)), height, width)
+        if conditions
+        else {}
         for conditions in ([encoded[in_class_words[i]] for i in images] + of_classes, of_classes)
     )
     return _GuidanceHook(
         model, images, objects, scenes, autoguidance_scale, prompt_scale, len(texts), call_arguments, class_arguments
     )
+
+
+def _objects_only(model: BaseModel, text: str) -> str:
+    """The objects of an expanded prompt in class words, without weights; "" without objects."""
+    plain = plain_text(restore_placeholders(text), model.prompt_syntax)
+    return escape(objects_only_prompt(plain, model.classes), model.prompt_syntax)
 
 
 @dataclass(slots=True)

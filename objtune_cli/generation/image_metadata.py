@@ -7,7 +7,7 @@ from types import MappingProxyType
 from objtune_cli.config.sections import Generate
 from objtune_cli.models.families import samplers
 from objtune_cli.version import __version__
-from objtune_cli.workflow.prompt_text import escape_syntax
+from objtune_cli.workflow.prompt_tags import escape_unread
 
 
 def infotext(
@@ -44,10 +44,16 @@ def infotext(
         pairs["Object below"] = f"{config.subject_conditioning_start:g}"
     if config.autoguidance_scale > 0:
         pairs["Object guidance"] = f"{config.autoguidance_scale:g}"
+    if config.prompt_syntax == "comfyui":
+        pairs["Prompt syntax"] = "ComfyUI"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}
     lines = [
-        " ".join(filter(None, (escape_syntax(prompt), lora_tags))),
-        *([f"Negative prompt: {escape_syntax(config.negative_prompt)}"] if config.negative_prompt else []),
+        " ".join(filter(None, (escape_unread(prompt, config.prompt_syntax), lora_tags))),
+        *(
+            [f"Negative prompt: {escape_unread(config.negative_prompt, config.prompt_syntax)}"]
+            if config.negative_prompt
+            else []
+        ),
     ]
     return "\n".join([*lines, ", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items())])
 

@@ -70,6 +70,7 @@ def sample(
         _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
     ):
         first = condition if class_condition is None else class_condition
+        condition, first, negative_condition = model.match_lengths([condition, first, negative_condition])
         callback = _StepCallback(
             model, condition, first, negative_condition, guidance, guidance_start, subject_start,
             (height, width), enable_objects, lambda done: on_step(done, calls),
@@ -232,9 +233,8 @@ def _require_images(
     first, negative, guidance = texts[bad[0]], settings.negative_prompt, settings.guidance_scale
 
     def predict_without_adapters() -> Tensor:
-        conditions = Conditioning.concat(
-            [model.encode_prompt([model.with_class_words(text)]) for text in (negative, first)]
-        )
+        encoded = [model.encode_prompt([model.with_class_words(text)]) for text in (negative, first)]
+        conditions = Conditioning.concat(model.match_lengths(encoded))
         noise = _sample_noise([seeded(seeds[bad[0]])], latents.shape[1:]).expand(2, -1, -1, -1)
         timesteps = (model.num_train_timesteps - 1, model.num_train_timesteps // 2, model.num_train_timesteps // 4)
         return torch.cat(
@@ -273,7 +273,7 @@ def _class_words_first(
             until_closed.enter_context(disabled(model))
             class_texts = [model.with_class_words(text) for text in texts]
             encoded = {text: model.encode_prompt([text]) for text in dict.fromkeys(class_texts)}
-            class_condition = Conditioning.concat([encoded[text] for text in class_texts])
+            class_condition = Conditioning.concat(model.match_lengths([encoded[text] for text in class_texts]))
         yield class_condition, until_closed.close
 
 
@@ -310,7 +310,9 @@ def _encode_prompts(
     for text in set(encoded) & set(conditions):
         finite_checks.check_condition(model, [text], encoded[text])
     negative_condition = model.encode_prompt([negative_prompt]).expand(len(prompts))
-    return Conditioning.concat([encoded[text] for text in prompts]), negative_condition
+    condition = Conditioning.concat(model.match_lengths([encoded[text] for text in prompts]))
+    condition, negative_condition = model.match_lengths([condition, negative_condition])
+    return condition, negative_condition
 
 
 def to_uint8(images: Tensor) -> Tensor:

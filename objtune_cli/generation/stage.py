@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
-from objtune_cli.generation import extra_loras, image_files, lora_hashes
+from objtune_cli.generation import extra_loras, image_files
 from objtune_cli.generation.defaults import fill_defaults as fill_defaults
 from objtune_cli.generation.extra_loras import ExtraLora
-from objtune_cli.generation.image_metadata import infotext
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.workflow import output_files, prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
-from objtune_cli.workflow.prompt_text import write_strengths
+from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,19 +42,23 @@ def run(
     """
     if out is not None:
         output_files.check_folder(out)
-    request = prompt_request.read_prompts(ctx, prompts, config.negative_prompt, source, config.strength)
+    request = prompt_request.read_prompts(
+        ctx, prompts, config.negative_prompt, source, config.strength, config.prompt_syntax
+    )
     _check_shared_strengths(request)
-    loras = extra_loras.find_loras(ctx, config.lora, [()] * len(request.prompts))
+    loras = extra_loras.find_loras(ctx, config.lora, request.loras)
     shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
     config = fill_defaults(
         ctx, replace(config, negative_prompt=request.negative, strength=1.0), shared
     )  # the objects carry it now
     note_guidance(ctx, config)
-    scenes = [_find_scene(ctx, request, i, config, loras[i]) for i in range(len(request.prompts))]
+    configs = [with_scene_syntax(ctx, request, i, config) for i in range(len(request.prompts))]
+    scenes = [_find_scene(ctx, request, i, configs[i], loras[i]) for i in range(len(request.prompts))]
     records, results = [record for record, _ in scenes], [result for _, result in scenes]
     missing = [i for i, result in enumerate(results) if result is None]
     if missing:
         base_model = ctx.load_base_model()
+        base_model.prompt_syntax = config.prompt_syntax
         loaded = extra_loras.load_loras(ctx, base_model, itertools.chain(*loras))
         weights = {item.name: trained_objects.load_tensors(ctx, item) for item in request.objects}
         placeholders = trained_objects.add_placeholders(base_model, request.objects, weights)
@@ -65,7 +67,7 @@ def run(
         for i in missing:
             _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
             with extra_loras.active_loras(base_model, loras[i], loaded):
-                results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], config)
+                results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], configs[i])
     return image_files.copy_images([result for result in results if result is not None], out)
 
 
@@ -153,7 +155,7 @@ def reuse_scene(
     if result is not None and decoded is None:
         result.images = files
     elif result is not None and decoded is not None:
-        result.images = write_images(ctx, ref, replace(record, metrics=metrics), decoded, config, prompt)
+        result.images = image_files.write_images(ctx, ref, replace(record, metrics=metrics), decoded, config, prompt)
     return result
 
 
@@ -191,6 +193,7 @@ def _sample_scene(
     from objtune_cli.generation.sampling import sample
     from objtune_cli.generation.settings import SamplingSettings
 
+    base_model.prompt_syntax = config.prompt_syntax
     text = placeholders.expand(prompt)
     settings = replace(
         SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative_prompt)
@@ -243,7 +246,9 @@ def publish_scene(
         ctx.report.note(f"{describe_images(flat, len(images))} of one colour")
         record = replace(record, metrics={**record.metrics, ONE_COLOUR: flat})
     ref = ctx.store.create(record, tensors)
-    return StageResult(ref, False, write_images(ctx, ref, record, images, config, prompt), dict(record.metrics))
+    return StageResult(
+        ref, False, image_files.write_images(ctx, ref, record, images, config, prompt), dict(record.metrics)
+    )
 
 
 ONE_COLOUR = "one_colour"
@@ -272,29 +277,3 @@ def decode_latents(base_model: "BaseModel", record: Record, tensors: "Mapping[st
 
 Decode = Callable[["BaseModel", Record, "Mapping[str, torch.Tensor]"], "np.ndarray"]
 """(base model, record, tensors) to images (N, H, W, 3) uint8."""
-
-
-def write_images(
-    ctx: StageContext, ref: Ref, record: Record, images: "np.ndarray", config: Generate, prompt: str
-) -> list[Path]:
-    """Write a scene's images as PNG files with their generation parameters. Seeds come from the metric `seeds`, if the record has it."""
-    files = []
-    tags, own_hashes = extra_loras.infotext_tags(record.config.get("loras", ()))
-    hashes = lora_hashes.collect_hashes(ctx, record.inputs, own_hashes)
-    seeds = record.metrics.get("seeds", [seed_after(config.seed, k) for k in range(len(images))])
-    for i, image in enumerate(images):
-        size = (image.shape[1], image.shape[0])
-        parameters = infotext(
-            write_strengths(prompt, record.config.get("strengths", {})),
-            config,
-            int(seeds[i]),
-            size,
-            ctx.base.id,
-            ctx.base.sampler,
-            hashes,
-            tags,
-        )
-        provenance = canonical_json({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
-        data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})
-        files.append(ctx.store.write_image(ref, f"{i + 1:03d}.png", data))
-    return files

@@ -22,7 +22,9 @@ def is_joint(attn: Any, words: Tensor | None) -> bool:
 
 
 def pad_mask(tokens: Tensor, length: int) -> Tensor:
-    """Pad a token mask (L,) with False to `length` rows."""
+    """Pad a token mask (L,) with False to `length` rows; text features that are repeated have repeated masks."""
+    if length % len(tokens) == 0:
+        return tokens.repeat(length // len(tokens))
     return F.pad(tokens, (0, length - len(tokens)))
 
 

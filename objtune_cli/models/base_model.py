@@ -3,7 +3,7 @@
 Its methods delegate what differs between families to `BaseModel.family`. It knows nothing about objects or training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import UsageError
-from objtune_cli.models import families, finite_checks
+from objtune_cli.models import families, finite_checks, prompt_encoding
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import component_loading, model_kind, schedulers
-from objtune_cli.models.prompts import class_word_spans, restore_placeholders, with_class_words
+from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
+from objtune_cli.models.prompts import class_word_spans, restore_placeholders
 from objtune_cli.runtime import torchvision_compat
 
 torchvision_compat.complete()  # before diffusers and transformers ask for torchvision
@@ -43,6 +44,7 @@ class BaseModel:
         sampler: The base's own sampler if it differs from `scheduler`.
         notes: Lines about loading that the user should read. note: Reports one line to the user.
         process_group: The processes that share each batch (`runtime.distributed`), or None.
+        prompt_syntax: How prompts are read, see `prompt_syntax`; training and evaluation read them as plain text.
         adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
     """
 
@@ -67,6 +69,7 @@ class BaseModel:
     notes: list[str] = field(default_factory=list)
     process_group: Any = None
     adapters_disabled: bool = False
+    prompt_syntax: str = PLAIN
     reload_vae_fp32: Callable[[], Any] | None = None
     note: Callable[[str], None] = lambda text: None
 
@@ -138,8 +141,14 @@ class BaseModel:
         return self.family.add_noise_and_target(self, z, eps, t)
 
     def token_ids(self, texts: list[str], tokenizer: Any = None) -> Tensor:
-        """Token ids (B, L), padded to the text encoder's length; `tokenizer` defaults to the first."""
+        """Token ids (B, L), padded to the text encoder's length; `tokenizer` defaults to the first.
+
+        For a single prompt with weights or of several chunks: (1, K L), all chunks one after the other.
+        """
         tokenizer = tokenizer or self.tokenizer
+        if any(prompt_encoding.needs_chunks(self, text) for text in texts):
+            (text,) = texts  # prompts of different lengths are no single tensor
+            return prompt_encoding.token_ids(self, text, tokenizer)
         out = tokenizer(
             texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
@@ -148,11 +157,11 @@ class BaseModel:
 
     def with_class_words(self, text: str) -> str:
         """A text with class words in place of its placeholder tokens."""
-        return with_class_words(restore_placeholders(text), self.classes)
+        return name_class_words(restore_placeholders(text), self.classes, self.prompt_syntax)
 
     def class_word_spans(self, text: str, name: str) -> list[tuple[int, int]]:
-        """Character ranges [start, end) of a name's class word in `with_class_words(text)`."""
-        return class_word_spans(text, name, self.classes)
+        """Character ranges [start, end) of a name's class word in the plain text of `with_class_words(text)`."""
+        return class_word_spans(plain_text(text, self.prompt_syntax), name, self.classes)
 
     def encode_prompt(self, texts: list[str], max_tokens: int = 0) -> Conditioning:
         """Encode prompts for the denoiser.
@@ -163,10 +172,27 @@ class BaseModel:
         Raises:
             NonFiniteError: The result is not finite. While gradients are recorded the loss is checked instead.
         """
-        condition = self.family.encode_prompt(self, texts, max_tokens)
+        condition = self._encode_chunks(texts) if not max_tokens else None
+        if condition is None:
+            condition = self.family.encode_prompt(self, texts, max_tokens)
         if not torch.is_grad_enabled():
             finite_checks.check_condition(self, texts, condition)
         return condition
+
+    def _encode_chunks(self, texts: list[str]) -> Conditioning | None:
+        """Encode prompts of which some have weights or several chunks; None if none has."""
+        chunked = [prompt_encoding.needs_chunks(self, text) for text in texts]
+        if not any(chunked):
+            return None
+        parts = [
+            prompt_encoding.encode(self, text) if needs else self.family.encode_prompt(self, [text])
+            for text, needs in zip(texts, chunked, strict=True)
+        ]
+        return Conditioning.concat(self.match_lengths(parts))
+
+    def match_lengths(self, conditions: Sequence[Conditioning]) -> list[Conditioning]:
+        """Give conditions of prompts of different lengths the same number of rows, so that they fit into one batch."""
+        return self.family.match_lengths(self, conditions)
 
     def unpack_conditioning(self, packed: Tensor) -> Conditioning:
         """The conditioning of a class prior artifact, see `Conditioning.pack`."""

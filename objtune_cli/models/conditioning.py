@@ -95,6 +95,20 @@ class Conditioning:
         return cls(packed[:, :-1], packed[:, -1, :pooled_size])
 
 
+def repeat_rows(condition: Conditioning, times: int) -> Conditioning:
+    """Repeat the text features; once leaves the conditioning as it is."""
+    return condition if times == 1 else replace(condition, sequence=condition.sequence.repeat(1, times, 1))
+
+
+def append_rows(condition: Conditioning, rows: Tensor, length: int) -> Conditioning:
+    """Append text features `rows` (1, n, d), repeated, up to `length` rows."""
+    missing = length - condition.sequence.shape[1]
+    if not missing:
+        return condition
+    added = rows.repeat(len(condition), -(-missing // rows.shape[1]), 1)[:, :missing]
+    return replace(condition, sequence=torch.cat([condition.sequence, added], dim=1))
+
+
 def _values(condition: Conditioning) -> dict[str, Tensor]:
     """The fields in use, by name."""
     values = {field.name: getattr(condition, field.name) for field in fields(condition)}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from objtune_cli.errors import IncompatibleError, InputError
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
-from objtune_cli.models.prompts import PLACEHOLDER, PLACEHOLDER_TOKENS, placeholder_tokens, with_class_words
+from objtune_cli.models.prompt_encoding import needs_chunks
+from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
+from objtune_cli.models.prompts import PLACEHOLDER, PLACEHOLDER_TOKENS, placeholder_tokens
 
 
 class ExtendedEmbedding(nn.Module):
@@ -100,13 +102,14 @@ class Placeholders:
         Returns:
             Conditioning of one sample. Rows of T5 and pooled vectors are those of the prompt in class words.
         """
-        text, in_class_words = self.expand(prompt), with_class_words(prompt, classes)
-        ids, class_ids = self.model.token_ids([text, in_class_words])
+        text = self.expand(prompt)
+        in_class_words = name_class_words(prompt, classes, self.model.prompt_syntax)
+        ids, class_ids = (self.model.token_ids([each])[0] for each in (text, in_class_words))
         own = self.model.encode_prompt([text], self.count_leading_tokens([prompt])) if own is None else own
         plain = self.model.encode_prompt([in_class_words]) if plain is None else plain
         own_rows, rows = own.sequence[0], plain.sequence[0]
-        own_rows = nn.functional.pad(own_rows, (0, 0, 0, len(rows) - len(own_rows)))
-        t5_rows = range(len(ids), len(rows))
+        t5_rows = range(len(class_ids), len(rows))
+        own_rows = nn.functional.pad(own_rows, (0, 0, 0, len(ids) + len(t5_rows) - len(own_rows)))
         is_placeholder = torch.stack([self.token_positions(ids, name) for name in classes]).any(0)
         is_placeholder = torch.cat([is_placeholder, is_placeholder.new_zeros(len(t5_rows))])
         plain_rows = rows[[*_counterparts(ids.tolist(), class_ids.tolist()), *t5_rows]]
@@ -205,14 +208,15 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
     """
     names = list(dict.fromkeys(match[1] for match in PLACEHOLDER_TOKENS.finditer(text)))
     counts = []
-    for tokenizer in model.tokenizers:
+    is_chunked = model.prompt_syntax != PLAIN and needs_chunks(model, text)
+    for tokenizer in () if is_chunked else model.tokenizers:
         ids = tokenizer(text).input_ids
         own = {
             name: set(tokenizer.convert_tokens_to_ids(placeholder_tokens(name, _count(text, name)))) for name in names
         }
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
         counts.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
-    class_text = model.with_class_words(text)
+    class_text = plain_text(model.with_class_words(text), model.prompt_syntax)
     for tokenizer, limit in model.family.t5_tokenizers(model):
         offsets = tokenizer(class_text, return_offsets_mapping=True).offset_mapping
         spans = {name: model.class_word_spans(text, name) for name in names}

@@ -1,7 +1,7 @@
 """Objects in prompts as text: names, placeholder tokens and class words."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 SCENES = ("on the beach", "in the snow", "at night", "in the desert")
 """The scenes of previews and self-evaluation; a photo shows at most one of them."""
@@ -67,11 +67,28 @@ def with_class_words(prompt: str, classes: Mapping[str, str]) -> str:
     No article is added after an article or possessive, even with up to two adjectives in between.
     """
     for name, word in classes.items():
-        literal = word.replace("\\", r"\\")
-        pattern = rf"<{re.escape(name)}(?:@[0-9]+)?>"
-        prompt = re.sub(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{pattern}", rf"\g<1> {literal}", prompt, flags=re.I)
-        prompt = re.sub(pattern, f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {literal}", prompt)
+        for find in class_word_edits(name, word):
+            for start, end, text in reversed(find(prompt)):
+                prompt = prompt[:start] + text + prompt[end:]
     return prompt
+
+
+def class_word_edits(name: str, word: str) -> tuple[Callable[[str], list[tuple[int, int, str]]], ...]:
+    """The two steps that replace `<name>` by its class word: first behind a determiner, then the others with an article.
+
+    Returns:
+        Functions from a prompt to the ranges [start, end) that a step replaces, ascending, each with its new text.
+    """
+    pattern = rf"<{re.escape(name)}(?:@[0-9]+)?>"
+    determined = re.compile(rf"\b({_DETERMINERS}{_DESCRIBED})\s+{pattern}", re.I)
+
+    def behind_determiner(prompt: str) -> list[tuple[int, int, str]]:
+        return [(match.end(1), match.end(), f" {word}") for match in determined.finditer(prompt)]
+
+    def alone(prompt: str) -> list[tuple[int, int, str]]:
+        return [(*match.span(), with_article(word)) for match in re.finditer(pattern, prompt)]
+
+    return behind_determiner, alone
 
 
 def with_article(word: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow import prompt_language
+from objtune_cli.workflow import prompt_language, prompt_tags
 from objtune_cli.workflow import prompt_text as text
 from objtune_cli.workflow.context import StageContext
 from objtune_cli.workflow.trained_objects import PromptObject, TrainedObjects, has_lora
@@ -31,6 +31,7 @@ class PromptRequest:
     Attributes:
         prompts: Without invisible characters, with names as `<name>`. named: Objects of each prompt, in order of first mention.
         negative: The negative prompt, in the same form. in_negative: Its objects.
+        loras: Name and weight of the `<lora:name:0.7>` tags of each prompt.
         advice: Hint for prompts without objects that have an object's name as a plain word.
     """
 
@@ -39,6 +40,7 @@ class PromptRequest:
     negative: str
     in_negative: list[PromptObject]
     advice: str = ""
+    loras: tuple[tuple[tuple[str, float], ...], ...] = ()
 
     def negative_objects(self, i: int) -> list[PromptObject]:
         """The objects of the negative prompt that prompt i does not name; their tokens are avoided, and their LoRAs do not act."""
@@ -55,38 +57,44 @@ class PromptRequest:
 
 
 def read_prompts(
-    ctx: StageContext, prompts: list[str], negative: str = "", source: Ref | None = None, strength: float = 1.0
+    ctx: StageContext,
+    prompts: list[str],
+    negative: str = "",
+    source: Ref | None = None,
+    strength: float = 1.0,
+    syntax: str = "plain",
 ) -> PromptRequest:
     """Read prompts, find their objects, and note what the user may have meant otherwise.
 
     Args:
         source: The adapter of all objects; the negative prompt may name others.
         strength: Default strength of objects. At 0 an object becomes its class word.
+        syntax: How weights and breaks are written: "a1111", "comfyui" or "plain".
 
     Raises:
-        InputError: A prompt is empty or not text, it names two versions of an object, or the source lacks an object.
+        InputError: A prompt is empty or not text, its brackets are not balanced, it names two versions of an object, or the source lacks an object.
         MissingError: There is no adapter for a name; the hint lists the objects.
     """
-    trained, changes = TrainedObjects(ctx, source), []
+    trained = TrainedObjects(ctx, source)
     objects: dict[str, PromptObject] = {}
-    texts, named, bare = [], [], []
+    texts, named, bare, loras, changes = [], [], [], [], list[tuple[str, str]]()
     for i, prompt in enumerate(prompts, 1):
         where = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-        written, changed = text.read_names(text.clean_prompt(prompt, where), trained.has)
-        plain, (written, strengths) = written, text.take_strengths(written)
+        plain, tags, changed = _read_text(trained, text.clean_prompt(prompt, where), where, syntax)
+        written, strengths = text.take_strengths(plain)
         for name in (name for name in strengths if re.search(rf"<{re.escape(name)}(@[0-9]+)?>", plain)):
             ctx.report.note(
                 f"the strength {strengths[name]:g} of one <{name}> in {where} applies to every <{name}> there"
             )
         own = _find_objects(trained, written, objects)
-        written, adjusted = _apply_strengths(ctx, written, own, strengths, strength)
+        written, adjusted = _apply_strengths(ctx, written, own, strengths, strength, syntax)
         named.append(adjusted)
         texts.append(written)
+        loras.append(tags)
         changes += changed
         bare += [] if own else [written]
-    written, changed = text.read_names(
-        text.clean_prompt(negative, "the negative prompt", may_be_empty=True), trained.has
-    )
+    where = "the negative prompt"
+    written, tags, changed = _read_text(trained, text.clean_prompt(negative, where, may_be_empty=True), where, syntax)
     written, strengths = text.take_strengths(written)
     if strengths:
         raise InputError(
@@ -94,7 +102,7 @@ def read_prompts(
             "remove the strength, which acts in prompts only",
         )
     in_negative = _find_objects(trained, written, objects, in_negative=True)
-    request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare))
+    request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare), tuple(loras))
     _note_changes(ctx, changes + changed)
     if request.advice:
         which = (
@@ -103,10 +111,19 @@ def read_prompts(
             else f"{len(bare)} of {len(prompts)} prompts name no object"
         )
         ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
-    _note_other_syntax(ctx, request)
+    _note_other_syntax(ctx, request, syntax)
+    prompt_tags.note_negative_loras(ctx, tags)
     _note_files(ctx, texts)
     _note_language(ctx, [*texts, written])
     return request
+
+
+def _read_text(
+    trained: TrainedObjects, typed: str, where: str, syntax: str
+) -> tuple[str, prompt_tags.LoraTags, list[tuple[str, str]]]:
+    """A prompt with names as `<name>` and without LoRA tags, its LoRA tags, and what was read as a name."""
+    written, changed = text.read_names(typed, trained.has)
+    return *prompt_tags.take_loras(written, where, trained.has, syntax), changed
 
 
 def _note_language(ctx: StageContext, texts: list[str]) -> None:
@@ -139,14 +156,19 @@ def _find_objects(
 
 
 def _apply_strengths(
-    ctx: StageContext, prompt: str, objects: list[PromptObject], strengths: Mapping[str, float], others: float
+    ctx: StageContext,
+    prompt: str,
+    objects: list[PromptObject],
+    strengths: Mapping[str, float],
+    others: float,
+    syntax: str,
 ) -> tuple[str, list[PromptObject]]:
     """Apply strengths to a prompt and its objects; objects of strength 0 become class words.
 
     Raises:
         InputError: A token without LoRA has a strength other than 0 and 1.
     """
-    from objtune_cli.models.prompts import with_class_words
+    from objtune_cli.models.prompt_syntax import name_class_words
 
     items = [replace(item, strength=strengths.get(item.name, others)) for item in objects]
     for item in items:
@@ -155,9 +177,9 @@ def _apply_strengths(
                 f"<{item.name}> is a token without LoRA; it cannot have the strength {item.strength:g}",
                 "use 1, or 0 for its class word",
             )
-    return with_class_words(prompt, {o.name: o.class_word for o in items if not o.strength}), [
-        o for o in items if o.strength
-    ]
+    off = {o.name: o.class_word for o in items if not o.strength}
+    written = name_class_words(prompt, off, syntax) if off else prompt
+    return written, [o for o in items if o.strength]
 
 
 def _note_changes(ctx: StageContext, changes: list[tuple[str, str]]) -> None:
@@ -176,11 +198,13 @@ def _advise_names(trained: TrainedObjects, bare: list[str]) -> str:
     return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
-def _note_other_syntax(ctx: StageContext, request: PromptRequest) -> None:
-    """Note once which pieces other tools read as weights, alternatives or options."""
+def _note_other_syntax(ctx: StageContext, request: PromptRequest, syntax: str) -> None:
+    """Note once which pieces other tools read as weights, alternatives or options, and this syntax does not."""
     pieces = list(
         dict.fromkeys(
-            piece for prompt in (*request.prompts, request.negative) for piece in text.find_other_syntax(prompt)
+            piece
+            for prompt in (*request.prompts, request.negative)
+            for piece in prompt_tags.find_unread(prompt, syntax)
         )
     )
     if pieces:

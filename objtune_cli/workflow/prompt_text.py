@@ -96,7 +96,7 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
         typed, parts = match[0], _INSIDE.fullmatch(unicodedata.normalize("NFKC", match["inside"]).strip())
         if parts is None:
             return typed
-        names = [parts["name"].strip().lower(), _make_name(parts["name"])]
+        names = [parts["name"].strip().lower(), make_object_name(parts["name"])]
         name = next((n for n in names if n and is_trained(n)), names[0] if len(match["open"]) > 1 else "")
         reference = f"<{name}{parts['rest'].replace(' ', '')}>"
         if not name or reference == typed:
@@ -107,7 +107,8 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
     return _BRACKETS.sub(read, text), changes
 
 
-def _make_name(text: str) -> str:
+def make_object_name(text: str) -> str:
+    """The name that an object with this text as its name would have; "" if it cannot be one."""
     try:
         return make_name(text)
     except UsageError:
@@ -182,8 +183,8 @@ def check_brackets(text: str, is_trained: Callable[[str], bool]) -> None:
 def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
     """A hint for brackets of another tool."""
     kind, _, rest = inside.strip("<>").partition(":")
-    name = _make_name(rest.split(":")[0])
-    own = _make_name(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
+    name = make_object_name(rest.split(":")[0])
+    own = make_object_name(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
     if own and is_trained(own):
         return f"write `<{own}>`; behind the name, `:` and a number say its strength (`<{own}:0.8>`), `@` and a number its version (`<{own}@2>`)"
     if kind.strip().lower() not in FILE_PREFIXES or not name:
@@ -207,7 +208,7 @@ def find_plain_names(text: str, objects: Mapping[str, str]) -> dict[str, str]:
     """
     mentions: dict[str, str] = {}
     for name in sorted(objects, key=lambda name: (-len(name), name)):  # a longer name may contain a shorter one
-        for spelling in dict.fromkeys([name, objects[name]] if _make_name(objects[name]) == name else [name]):
+        for spelling in dict.fromkeys([name, objects[name]] if make_object_name(objects[name]) == name else [name]):
             words = r"[\s._-]".join(map(re.escape, re.split(r"[\s._-]", spelling)))
             spaced = not all(
                 unicodedata.category(c) in ("Lo", "Mn", "Mc") for c in spelling

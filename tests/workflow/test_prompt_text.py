@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from objtune_cli.composition import mentions
 from objtune_cli.errors import InputError
@@ -327,7 +327,8 @@ LONG = "a photo of " + "very nice sunny golden " * 4 + "beach with <dog>"
 """Every letter is a token of the tiny base, which reads 77."""
 
 
-def test_an_object_behind_what_the_base_reads_is_refused(drawn) -> None:
+def test_an_object_behind_what_the_base_reads_is_refused_in_plain_syntax(drawn, monkeypatch) -> None:
+    monkeypatch.setenv("OBJTUNE_GENERATE_PROMPT_SYNTAX", "plain")
     for command in (
         ("generate", "<cup>", LONG),
         ("compose", LONG),
@@ -347,6 +348,76 @@ def test_an_object_behind_what_the_base_reads_is_refused(drawn) -> None:
     assert fits.code == 0 and "tokens" not in fits.err
     words = drawn("generate", "<dog> " + "x" * 90)
     assert words.code == 0 and "the prompt has 95 tokens; the base reads the first 77" in words.err
+
+
+def test_a_prompt_of_any_length_is_read_in_chunks(drawn) -> None:
+    for command in (
+        ("generate", LONG),
+        ("compose", LONG),
+        ("generate", "<dog>", "--negative", LONG),
+        ("compose", "<cup>", "--negative", LONG),
+    ):
+        done = drawn(*command)
+        assert done.code == 0 and "reads the first" not in done.err, done.err
+    assert record_of(1).config["prompt_syntax"] == "a1111"
+    assert drawn("generate", LONG.replace("beach", "shore")).code == 0
+    assert np.abs(latents(1) - latents(4)).max() > 1e-4  # a word in the second chunk acts
+    again = drawn("generate", LONG)
+    assert again.code == 0 and "scene/dog@1 is up to date" in again.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (
+            "a photo of ((<dog>) on the beach",
+            "the prompt is wrong at character 12, `((<dog>) on the beach`: `(` is not closed",
+        ),
+        ("<dog>) x", "the prompt is wrong at character 6, `) x`: `)` closes nothing"),
+        ("a [<dog>", "the prompt is wrong at character 3, `[<dog>`: `[` is not closed"),
+        ("(<dog>:99)", "the prompt is wrong at character 8, `99)`: the weight is not from -20 to 20"),
+    ],
+)
+def test_brackets_without_a_partner_are_refused_with_their_position(drawn, prompt: str, said: str) -> None:
+    for command in ("generate", "compose"):
+        refused = drawn(command, prompt)
+        assert refused.code == 3 and said in refused.err and refused.err.count("error:") == 1, refused.err
+    negative = drawn("generate", "<dog>", "--negative", prompt.replace("<dog>", "dog"))
+    assert negative.code == 3 and "the negative prompt is wrong at character" in negative.err
+    assert not Path("artifacts/scene").exists()
+
+
+def test_a_strength_stands_inside_of_weights(drawn) -> None:
+    done = drawn("generate", "a (photo of <dog:0.5>:1.2) at night")
+    assert done.code == 0 and record_of(1).config["strengths"] == {"dog": 0.5}
+    assert record_of(1).config["prompt"] == "a (photo of <dog>:1.2) at night"
+    assert Image.open(done.out.strip()).text["parameters"].startswith("a (photo of <dog:0.5>:1.2) at night\n")
+    zero = drawn("generate", "a ((big <dog:0>)) at night")
+    assert zero.code == 0 and record_of(1, "scene").config["prompt"] == "a (big dog:1.21) at night"
+
+
+def test_lora_tags_are_loras_of_their_own_prompts(drawn) -> None:
+    """As `--lora` does; those of the negative prompt do not act."""
+    tensors = Store.at(Path()).read(Ref("adapter", "cup", 1))[1]
+    Path("loras").mkdir()
+    for name in ("style", "film"):
+        save_file(
+            {k: torch.from_numpy(v.copy()) for k, v in tensors.items() if "lora" in k}, f"loras/{name}.safetensors"
+        )
+    plain = drawn("generate", "a photo of <dog>")
+    tagged = drawn("generate", "a photo of <dog> <lora:style:0.7>", "a photo of <dog>", "a photo of <dog><lora:film>")
+    assert tagged.code == 0 and tagged.out.split()[1] == plain.out.strip(), tagged.err
+    assert [record_of(i).config.get("loras", [{}])[0].get("name") for i in (1, 2, 3)] == [None, "style", "film"]
+    assert record_of(2).config["prompt"] == "a photo of <dog> " and np.abs(latents(1) - latents(2)).max() > 1e-4
+    option = drawn("generate", "a photo of <dog> ", "--lora", "loras/style.safetensors:0.7")
+    assert option.code == 0 and "scene/dog@2 is up to date" in option.err
+    assert drawn("compose", "<dog> <lora:style:0.5>").code == 0 and record_of(4).config["loras"][0]["strength"] == 0.5
+    negative = drawn("generate", "a photo of <dog>", "--negative", "blurry <lora:film:1>")
+    assert negative.code == 0 and "not applied: <lora:film> in the negative prompt" in negative.err
+    missing = drawn("generate", "a <dog> <lora:nosuch:0.7>")
+    assert missing.code == 4 and "there is no LoRA nosuch" in missing.err
+    only = drawn("generate", "<lora:style:0.7>")
+    assert only.code == 3 and "the prompt has no words besides its LoRA tags" in only.err
 
 
 def test_two_of_the_same_object_are_two(drawn) -> None:
@@ -397,23 +468,40 @@ def test_prompts_that_forgot_the_brackets_are_told(drawn) -> None:
     assert composed.code == 3 and "hint: write <cup> instead of cup, <dog> instead of dog" in composed.err
 
 
+OTHER_TOOLS = (
+    "a (<dog>:1.3) BREAK on the {beach|snow}",
+    "a [<dog>] AND (snow), [cat:dog:0.5]",
+    "--negative",
+    "((ugly))",
+)
+
+
 def test_syntax_of_other_tools_is_told_once_and_stays_text_in_other_tools(drawn) -> None:
-    said = drawn(
-        "generate", "a (<dog>:1.3) BREAK on the {beach|snow}", "a [<dog>] AND (snow)", "--negative", "((ugly))"
-    )
+    said = drawn("generate", *OTHER_TOOLS)
     assert said.code == 0, said.err
     assert (
         said.err.count("drawn as plain text") == 1
-        and "another tool's syntax: (<dog>:1.3), {beach|snow}, BREAK, [<dog>], AND, ((ugly))" in said.err
+        and "another tool's syntax: {beach|snow}, [cat:dog:0.5], AND\n" in said.err
     )
     first, second = (Image.open(path).text["parameters"].splitlines() for path in said.out.split())
-    assert (
-        first[:2] == [r"a \(<dog>:1.3\) break on the {beach|snow}", r"Negative prompt: \(\(ugly\)\)"]
-        and second[0] == r"a \[<dog>\] and \(snow\)"
-    )
+    assert first[:2] == ["a (<dog>:1.3) BREAK on the {beach|snow}", "Negative prompt: ((ugly))"]
+    assert second[0] == r"a [<dog>] and (snow), \[cat:dog:0.5\]"
     assert record_of(1).config["prompt"] == "a (<dog>:1.3) BREAK on the {beach|snow}"
+    assert record_of(1).config["prompt_syntax"] == "a1111"
     refused = drawn("generate", "a photo of <lora:dog:0.8>")
     assert refused.code == 3 and "write `<dog>`" in refused.err
+
+
+def test_in_plain_syntax_all_brackets_are_text(drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJTUNE_GENERATE_PROMPT_SYNTAX", "plain")
+    said = drawn("generate", *OTHER_TOOLS)
+    listed = "(<dog>:1.3), {beach|snow}, BREAK, [<dog>], [cat:dog:0.5], AND and 1 more"
+    assert said.code == 0 and listed in said.err, said.err
+    first, second = (Image.open(path).text["parameters"].splitlines() for path in said.out.split())
+    assert first[:2] == [r"a \(<dog>:1.3\) break on the {beach|snow}", r"Negative prompt: \(\(ugly\)\)"]
+    assert second[0] == r"a \[<dog>\] and \(snow\), \[cat:dog:0.5\]"
+    assert "prompt_syntax" not in record_of(1).config
+    assert drawn("generate", "a (<dog> on the beach").code == 0
 
 
 def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_photo: Path) -> None:

@@ -1,5 +1,6 @@
 """Encode prompts with CLIP text encoders, for families that have two of them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,18 @@ def encode_texts(model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "
         second is None with `max_tokens` or without a projection. The end token is the first with the tokenizer's id,
         because configs name another id, or the model takes the largest id, which a placeholder would have.
     """
+    return encode_ids(model, [model.token_ids(texts, tokenizer) for tokenizer in model.tokenizers], max_tokens)
+
+
+def encode_ids(
+    model: "BaseModel", ids_by_encoder: "Sequence[Tensor]", max_tokens: int = 0
+) -> "list[tuple[Tensor, Tensor | None]]":
+    """The same as `encode_texts` for token ids (B, L) of each text encoder."""
     import torch
 
     encoded: list[tuple[Tensor, Tensor | None]] = []
-    for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
-        ids = model.token_ids(texts, tokenizer)[:, : max_tokens or None]
+    for tokenizer, encoder, all_ids in zip(model.tokenizers, model.text_encoders, ids_by_encoder, strict=True):
+        ids = all_ids[:, : max_tokens or None]
         out = encoder(input_ids=ids, output_hidden_states=True)
         if max_tokens:
             encoded.append((out.hidden_states[-2], None))

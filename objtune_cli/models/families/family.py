@@ -1,7 +1,8 @@
 """The interface of a family of base models, with the defaults of latent-diffusion U-Nets that have one text encoder."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +45,7 @@ class Family:
         modules: `train.target_modules` to suffixes of layer names.
         cross_attention: Part of the names of layers in which image features attend to text. self_attention: Of layers in
             which they attend to themselves only.
+        weights_join_encoders: Whether the mean that A1111 restores after weighting is that of all CLIP text encoders together.
         default_latent_size: Side of the latents, in cells, if the denoiser's config has none.
     """
 
@@ -61,6 +63,7 @@ class Family:
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
     cross_attention: ClassVar[str] = ".attn2."
     self_attention: ClassVar[str] = ".attn1."
+    weights_join_encoders: ClassVar[bool] = False
     default_latent_size: ClassVar[int] = 64
 
     @property
@@ -140,6 +143,33 @@ class Family:
 
         ids = model.token_ids(texts)[:, : max_tokens or None]
         return Conditioning(model.text_encoder(input_ids=ids)[0].to(model.dtype))
+
+    def encode_chunks(self, model: "BaseModel", ids: "Sequence[Tensor]") -> "list[tuple[Tensor, Tensor | None]]":
+        """Encode chunks of token ids (K, L), one tensor per CLIP text encoder: states (K, L, d) and projected states (K, p) of each."""
+        return [(model.text_encoder(input_ids=ids[0])[0], None)]
+
+    def join_chunks(
+        self, model: "BaseModel", text: str, states: "Sequence[Tensor]", pooled: "Sequence[Tensor | None]"
+    ) -> "Conditioning":
+        """The conditioning of one prompt from its encoded chunks.
+
+        Args:
+            text: The prompt, weights and breaks included.
+            states: Of each text encoder, (1, K L, d). pooled: Of each text encoder, (1, p), from the first chunk.
+        """
+        from objtune_cli.models.conditioning import Conditioning
+
+        return Conditioning(states[0].to(model.dtype))
+
+    def match_lengths(self, model: "BaseModel", conditions: "Sequence[Conditioning]") -> "list[Conditioning]":
+        """Give all conditions the same number of rows, so that they fit into one batch.
+
+        Rows are repeated up to the least common multiple: attention over text features that are repeated gives the same result.
+        """
+        from objtune_cli.models.conditioning import repeat_rows
+
+        rows = math.lcm(*(each.sequence.shape[1] for each in conditions))
+        return [repeat_rows(each, rows // each.sequence.shape[1]) for each in conditions]
 
     def pooled_size(self, model: "BaseModel") -> int:
         """Width p of `Conditioning.pooled`; 0 for a family without pooled vectors."""

@@ -4,13 +4,14 @@ The sequence of its conditioning is (B, 77 + 256, 4096): the states of both CLIP
 a base without T5). The pooled vectors (B, 2048) are those of both CLIPs side by side.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from objtune_cli.models.families import clip_text_encoders, samplers, schedulers
+from objtune_cli.models.families import clip_text_encoders, samplers, schedulers, t5_text_encoder
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
+from objtune_cli.models.families.t5_text_encoder import T5_TOKENS as T5_TOKENS
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
 
-T5_TOKENS = 256
-"""Maximum number of T5 tokens, as in the pipeline of diffusers."""
 WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
 
@@ -46,6 +45,7 @@ class _SD3(Family):
     }
     cross_attention = ".attn."
     self_attention = ".attn2."
+    weights_join_encoders = True
     default_latent_size = 128
     licence = (
         "stabilityai-nc-research-community",
@@ -126,45 +126,44 @@ class _SD3(Family):
         clip = _pad_width(torch.cat(states, dim=-1).to(model.dtype), width)
         if max_tokens:
             return Conditioning(clip)
-        sequence = torch.cat([clip, self._encode_t5(model, texts).to(model.dtype)], dim=1)
+        sequence = torch.cat([clip, t5_text_encoder.encode(model, texts).to(model.dtype)], dim=1)
         return Conditioning(sequence, torch.cat(pooled, dim=-1).to(model.dtype))
+
+    def encode_chunks(self, model: "BaseModel", ids: "Sequence[Tensor]") -> "list[tuple[Tensor, Tensor | None]]":
+        """With both CLIPs."""
+        return clip_text_encoders.encode_ids(model, ids)
+
+    def join_chunks(
+        self, model: "BaseModel", text: str, states: "Sequence[Tensor]", pooled: "Sequence[Tensor | None]"
+    ) -> "Conditioning":
+        """As `encode_prompt`; T5 reads its window of the whole text."""
+        import torch
+
+        from objtune_cli.models.conditioning import Conditioning
+
+        width = model.denoiser.config.joint_attention_dim
+        clip = _pad_width(torch.cat(list(states), dim=-1).to(model.dtype), width)
+        sequence = torch.cat([clip, t5_text_encoder.encode(model, [text]).to(model.dtype)], dim=1)
+        both = torch.cat([part for part in pooled if part is not None], dim=-1)
+        return Conditioning(sequence, both.to(model.dtype))
+
+    def match_lengths(self, model: "BaseModel", conditions: "Sequence[Conditioning]") -> "list[Conditioning]":
+        """Append the CLIP rows of empty prompts to shorter ones; text tokens have no positions in the transformer."""
+        from objtune_cli.models.conditioning import append_rows
+
+        longest = max(each.sequence.shape[1] for each in conditions)
+        if all(each.sequence.shape[1] == longest for each in conditions):
+            return list(conditions)
+        empty = self.encode_prompt(model, [""]).sequence[:, :-T5_TOKENS]
+        return [append_rows(each, empty, longest) for each in conditions]
 
     def pooled_size(self, model: "BaseModel") -> int:
         """The widths of both CLIPs' projections together."""
         return int(model.denoiser.config.pooled_projection_dim)
 
-    def _encode_t5(self, model: "BaseModel", texts: list[str]) -> "Tensor":
-        """T5 states (B, 256, d), each text encoded once; T5 has no placeholders and reads class words in their place."""
-        import torch
-
-        if model.text_encoder_3 is None:
-            return torch.zeros(
-                len(texts), T5_TOKENS, model.denoiser.config.joint_attention_dim, device=model.device, dtype=model.dtype
-            )
-        in_class_words = [model.with_class_words(text) for text in texts]
-        for text in in_class_words:
-            if text not in model.t5_cache:
-                ids = model.tokenizer_3(
-                    text, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
-                ).input_ids
-                with torch.no_grad():
-                    model.t5_cache[text] = model.text_encoder_3.to(model.device)(ids.to(model.device))[0]
-        return torch.cat([model.t5_cache[text] for text in in_class_words])
-
     def t5_token_mask(self, model: "BaseModel", text: str, name: str) -> "Tensor":
         """The T5 tokens of the class word in the object's place."""
-        import torch
-
-        mask = torch.zeros(T5_TOKENS, dtype=torch.bool)
-        if model.text_encoder_3 is None:
-            return mask
-        encoding = model.tokenizer_3(
-            model.with_class_words(text), max_length=T5_TOKENS, truncation=True, return_offsets_mapping=True
-        )
-        for first, end in model.class_word_spans(text, name):
-            for row, (a, b) in enumerate(encoding["offset_mapping"]):
-                mask[row] |= a < end and b > first
-        return mask
+        return t5_text_encoder.token_mask(model, text, name)
 
     def t5_tokenizers(self, model: "BaseModel") -> list[tuple[Any, int]]:
         """The T5 tokenizer."""

@@ -1,6 +1,6 @@
 """Stable Diffusion XL: CLIP ViT-L and OpenCLIP bigG side by side, a pooled embedding and size conditions, 1024 px."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,10 +60,33 @@ class _SDXL(Family):
         sequence = torch.cat(states, dim=-1)
         if max_tokens:
             return Conditioning(sequence.to(model.dtype))
+        return self._without_empty(model, texts, sequence, pooled)
+
+    def _without_empty(
+        self, model: "BaseModel", texts: list[str], sequence: "Tensor", pooled: "Tensor"
+    ) -> "Conditioning":
+        """The conditioning, zeros for empty prompts where the base was trained so."""
+        import torch
+
+        from objtune_cli.models.conditioning import Conditioning
+
         if model.options.get("zero_empty"):
             has_text = torch.tensor([bool(text) for text in texts], device=sequence.device)
             sequence, pooled = sequence * has_text[:, None, None], pooled * has_text[:, None]
         return Conditioning(sequence, pooled).to(model.dtype)
+
+    def encode_chunks(self, model: "BaseModel", ids: "Sequence[Tensor]") -> "list[tuple[Tensor, Tensor | None]]":
+        """With both encoders."""
+        return clip_text_encoders.encode_ids(model, ids)
+
+    def join_chunks(
+        self, model: "BaseModel", text: str, states: "Sequence[Tensor]", pooled: "Sequence[Tensor | None]"
+    ) -> "Conditioning":
+        """As `encode_prompt`."""
+        import torch
+
+        assert pooled[1] is not None
+        return self._without_empty(model, [text], torch.cat(list(states), dim=-1), pooled[1])
 
     def pooled_size(self, model: "BaseModel") -> int:
         """The width of bigG's projection."""
