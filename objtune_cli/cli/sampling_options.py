@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from objtune_cli.config import file_patterns
 from objtune_cli.config.sections import SEEDS, Generate
+from objtune_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from objtune_cli.workflow.context import StageContext, StageResult
@@ -87,10 +89,33 @@ Out = Annotated[
 ]
 
 
+Format = Annotated[
+    Literal["png", "jpg", "webp", "avif"] | None,
+    typer.Option("--format", help="Format of the images in --out; the project keeps PNG.", show_default="png"),
+]
+
+
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Leave the generation parameters out of the images in --out.")
+]
+
+
+NamePattern = Annotated[
+    str | None,
+    typer.Option(
+        "--name-pattern",
+        metavar="PATTERN",
+        help="Names of the images in --out, for example {object}-{seed}-{index}.",
+        show_default=file_patterns.DEFAULT,
+    ),
+]
+
+
 SAMPLING: dict[str, tuple[Any, Any]] = {
     "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None),
     "steps": (Steps, None), "guidance": (Guidance, None), "negative": (Negative, None), "strength": (Strength, None),
     "lora": (Lora, None), "scheduler": (Scheduler, None),
+    "format_": (Format, None), "no_metadata": (NoMetadata, False), "name_pattern": (NamePattern, None),
 }  # fmt: skip
 
 
@@ -111,7 +136,25 @@ def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Genera
         strength=sampling["strength"],
         lora="".join(f"{each}\n" for each in sampling["lora"]) if sampling["lora"] else None,
         scheduler=sampling["scheduler"],
+        image_format=sampling["format_"],
+        metadata=False if sampling["no_metadata"] else None,
+        name_pattern=sampling["name_pattern"],
     )
+
+
+def check_copies(sampling: Mapping[str, Any], out: Path | None) -> None:
+    """Refuse options of copied images without the folder that they are copied to.
+
+    Raises:
+        UsageError: There is no folder.
+    """
+    options = {"--format": "format_", "--no-metadata": "no_metadata", "--name-pattern": "name_pattern"}
+    used = [option for option, key in options.items() if sampling[key]]
+    if used and out is None:
+        raise UsageError(
+            f"{used[0]} is for images that are copied, and there is no `--out`",
+            "add `--out DIR`; the project keeps PNG files",
+        )
 
 
 def describe_loras(ctx: "StageContext", results: "Sequence[StageResult]") -> dict[str, Any]:

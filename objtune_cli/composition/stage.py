@@ -10,12 +10,12 @@ from objtune_cli.composition.layout import Box, Layout
 from objtune_cli.composition.scene import Scene
 from objtune_cli.config.sections import Compose, Generate, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import extra_loras, image_files
+from objtune_cli.generation import extra_loras, image_copies
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.scene import REFINED
-from objtune_cli.workflow import output_files, prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
@@ -49,7 +49,7 @@ def run(
         GateError: `how.strict` is set, and an object is missing or mixed in an image for every seed.
     """
     if out is not None:
-        output_files.check_folder(out)
+        image_copies.check_output(out, config)
     request = prompt_request.read_prompts(
         ctx, [prompt], config.negative_prompt, strength=config.strength, syntax=config.prompt_syntax
     )
@@ -63,7 +63,7 @@ def run(
         presence_report.report_presence(ctx, result.metrics, scene.options)
     else:
         result = _compose_scene(ctx, record, scene)
-    return image_files.copy_images([result], out)
+    return image_copies.copy_images([result], out, config)
 
 
 def _build_scene(

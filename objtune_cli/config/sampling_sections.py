@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from objtune_cli.config import file_patterns
 from objtune_cli.config.sampler_names import SAMPLERS, read_scheduler
 from objtune_cli.config.setting_fields import MAX_SEED, SEEDS, setting, text_setting
 
@@ -64,6 +65,21 @@ class Generate:
         "Names of A1111, ComfyUI and diffusers are accepted. auto: the one in the base's folder.",
         read_scheduler,
         auto="auto",
+    )
+    image_format: Literal["png", "jpg", "webp", "avif"] = setting(
+        "png", "Format of the images that `--out` copies; the project keeps PNG files.", identifies=False
+    )
+    image_quality: int = setting(
+        0, "Quality of JPEG, WebP and AVIF. auto: 95, 90 and 80.", 0, 100, auto="auto", identifies=False
+    )
+    metadata: bool = setting(
+        True, "Write the generation parameters into the images that `--out` copies.", identifies=False
+    )
+    name_pattern: str = text_setting(
+        file_patterns.DEFAULT,
+        f"Names of the images that `--out` copies; fields: {', '.join(file_patterns.FIELDS)}.",
+        file_patterns.read_pattern,
+        identifies=False,
     )
 
 

@@ -162,6 +162,7 @@ GUIDANCES = ("prompt_guidance_scale", "autoguidance_scale", "subject_conditionin
 OPTIONS = {
     "init-embedding.num_vectors": "--vectors", "train.max_steps": "--steps", "generate.num_images": "-n",
     "generate.num_inference_steps": "--steps", "generate.guidance_scale": "--guidance", "generate.negative_prompt": "--negative",
+    "generate.image_format": "--format",
     "compose.max_retries": "--retries", "place.max_retries": "--retries", "bench.num_objects": "--objects", "bench.prompt_kinds": "--prompts",
 }  # fmt: skip
 """Command-line options that are not named as their settings are."""

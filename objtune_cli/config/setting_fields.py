@@ -51,13 +51,17 @@ def setting(
     )  # fmt: skip
 
 
-def text_setting(default: str, text: str, read: Callable[[str], str], *, auto: str = "") -> Any:
+def text_setting(
+    default: str, text: str, read: Callable[[str], str], *, auto: str = "", identifies: bool = True
+) -> Any:
     """A setting of which users write other spellings.
 
     Args:
         read: A user's text to the value; raises ValueError with a hint.
     """
-    return field(default=default, metadata={**setting(default, text, auto=auto).metadata, "read": read})
+    return field(
+        default=default, metadata={**setting(default, text, auto=auto, identifies=identifies).metadata, "read": read}
+    )
 
 
 def identifying(section: Any) -> dict[str, Any]:

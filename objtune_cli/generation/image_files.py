@@ -1,4 +1,4 @@
-"""A scene's images as files: with their generation parameters in the project, and copies outside of it."""
+"""A scene's images as PNG files in the project, with their generation parameters."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,26 +10,11 @@ from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.safetensors_format import canonical_json
-from objtune_cli.workflow import output_files
-from objtune_cli.workflow.context import StageContext, StageResult
+from objtune_cli.workflow.context import StageContext
 from objtune_cli.workflow.prompt_text import write_strengths
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-def copy_images(results: list[StageResult], out: Path | None) -> list[StageResult]:
-    """Copy the images of the results to the folder `out`, named after their scenes; existing files are not replaced."""
-    if out is None:
-        return results
-    for result in results:
-        result.images = [
-            output_files.write_numbered(
-                out / f"{result.ref.name}-{result.ref.version:03d}-{file.name}", file.read_bytes()
-            )
-            for file in result.images
-        ]
-    return results
 
 
 def write_images(

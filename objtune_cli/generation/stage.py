@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, identifying, seed_after
 from objtune_cli.errors import GateError, InputError
-from objtune_cli.generation import extra_loras, image_files
+from objtune_cli.generation import extra_loras, image_copies, image_files
 from objtune_cli.generation.defaults import fill_defaults as fill_defaults
 from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow import output_files, prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
@@ -41,7 +41,7 @@ def run(
         InputError, MissingError: See `prompt_request.read`.
     """
     if out is not None:
-        output_files.check_folder(out)
+        image_copies.check_output(out, config)
     request = prompt_request.read_prompts(
         ctx, prompts, config.negative_prompt, source, config.strength, config.prompt_syntax
     )
@@ -68,7 +68,7 @@ def run(
             _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
             with extra_loras.active_loras(base_model, loras[i], loaded):
                 results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], configs[i])
-    return image_files.copy_images([result for result in results if result is not None], out)
+    return image_copies.copy_images([result for result in results if result is not None], out, config)
 
 
 def note_guidance(ctx: StageContext, config: Generate) -> None:

@@ -57,6 +57,14 @@ def read(path: Path) -> "np.ndarray":
         raise DamagedError(f"{path} is damaged: {error}", "remove it; the same command decodes it again") from None
 
 
+def read_text(path: Path, key: str) -> str:
+    """The text chunk of a PNG that this package wrote; "" if it has none."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return str(image.info.get(key, ""))
+
+
 MAX_SPREAD, MIN_SAME_SHARE = 2, 0.999
 """An image has a single colour if MIN_SAME_SHARE of its pixels lie within MAX_SPREAD levels (of 255) in each channel. A decoded white wall spreads wider."""
 

@@ -10,13 +10,13 @@ from objtune_cli.composition import layout_from_prompt, presence_report
 from objtune_cli.composition.layout import Box
 from objtune_cli.config.sections import Generate, Place, Segment, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import extra_loras, image_files
+from objtune_cli.generation import extra_loras, image_copies
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import photo
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.kinds.scene import LATENTS, MASK_ROLE, PHOTO_ROLE, SHARES
-from objtune_cli.workflow import output_files, prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(
         GateError: `options.strict` is set, and the object is missing in a picture for every seed; or what it replaces was not found.
     """
     if out is not None:
-        output_files.check_folder(out)
+        image_copies.check_output(out, config)
     request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
     (loras,) = extra_loras.find_loras(ctx, config.lora, [()])
     item = _require_one_object(request)
@@ -92,7 +92,7 @@ def run(
         presence_report.report_presence(ctx, result.metrics, options)
     else:
         result = _sample_placement(ctx, record, placement, decode)
-    return image_files.copy_images([result], out)
+    return image_copies.copy_images([result], out, config)
 
 
 def _require_one_object(request: prompt_request.PromptRequest) -> "PromptObject":

@@ -12,7 +12,7 @@ from objtune_cli.store import atomic_files, disk_errors, regular_files
 
 MAX_BYTES = 1 << 30
 """Maximum size of an export, bytes; larger files come from elsewhere."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 UNSUPPORTED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensor")
 REPLACE_HINT = "`--force` replaces it; or give another folder with `--out DIR`"
 

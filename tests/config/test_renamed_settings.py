@@ -36,12 +36,14 @@ def test_no_name_of_today_was_the_name_of_another_setting() -> None:
 
 @pytest.mark.parametrize("key", RENAMED)
 def test_former_values_become_values_that_the_setting_takes(key: str) -> None:
-    kind = KNOWN[RENAMED[key].key].type
+    setting = KNOWN[RENAMED[key].key]
     for value in RENAMED[key].values.values():
-        choices = get_args(kind)
-        assert (
-            isinstance(value, bool) and kind in (bool, bool | None) if not isinstance(value, str) else value in choices
-        )
+        if "read" in setting.metadata:
+            assert setting.metadata["read"](value) == value
+        elif isinstance(value, str):
+            assert value in get_args(setting.type)
+        else:
+            assert isinstance(value, bool) and setting.type in (bool, bool | None)
 
 
 @pytest.mark.parametrize(

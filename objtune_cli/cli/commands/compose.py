@@ -7,7 +7,7 @@ import typer
 
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
 from objtune_cli.config.sections import Compose
 
 
@@ -38,6 +38,7 @@ def compose(
     from objtune_cli.composition import stage
 
     boxes = (places.read_file(layout) if layout else {}) | places.parse_places(place or [])
+    check_copies(sampling, out)
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling)
     composing = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)

@@ -7,7 +7,7 @@ import typer
 from objtune_cli.cli import completion
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
 from objtune_cli.cli.stdin import read_prompts
 
 
@@ -39,6 +39,7 @@ def generate(
         run.report.note(
             f'these are {len(prompt)} prompts of one word each; put one prompt in quotes: "{" ".join(prompt)}"'
         )
+    check_copies(sampling, out)
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling)
     source = ctx.store.find(adapter, ("adapter",)) if adapter else None

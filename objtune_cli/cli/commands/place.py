@@ -8,7 +8,7 @@ import typer
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.photo_options import locate_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
 from objtune_cli.config.sections import Place
 
 SIZES = ("width", "height", "size")
@@ -52,6 +52,7 @@ def place(
     from objtune_cli.placement import regions, stage
 
     location = stage.Location(regions.parse_box(at) if at else None, mask, replace or "")
+    check_copies(sampling, out)
     ctx = run.context(create=False)
     config = resolve_sampling(ctx, sampling | dict.fromkeys(SIZES))
     options = ctx.settings.resolve(Place, change=change, max_retries=retries, strict=True if strict else None)
