@@ -111,7 +111,7 @@ def measure(bench: SceneBench, group: Group, method: str) -> Measured:
         if method == "each":
             seconds += scene_training.train_objects(ctx, [member], rgb, [mask])[1]
         else:
-            seconds += train_or_wait(bench, ctx, member)
+            seconds += train_or_wait(ctx, member)
     if method == "sum":
         measures = bench.score(group, _sample_plain(ctx, group, None))
     else:
@@ -189,7 +189,7 @@ def _measure_single(bench: SceneBench, group: Group) -> Measured:
     ctx = bench.project_context("apart")
     identities, parts = [], []
     for member in group.members:
-        train_or_wait(bench, ctx, member)
+        train_or_wait(ctx, member)
         prompts = [f"a photo of <{member.name}> {PLACES[b][0]}" for b in group.backgrounds]
         for result in generate.run(ctx, prompts, Generate(num_images=IMAGES_PER_BACKGROUND, seed=1000)):
             images = _read_images(result.images)
@@ -219,7 +219,7 @@ def _read_images(paths: Sequence[Path]) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
-def train_or_wait(bench: SceneBench, ctx: StageContext, case: Case) -> float:
+def train_or_wait(ctx: StageContext, case: Case) -> float:
     """Train one object, or wait for a shard that trains it; the seconds of training, 0 if the adapter existed."""
     rgb, mask = case.picture()
     while True:

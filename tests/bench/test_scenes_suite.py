@@ -173,10 +173,10 @@ def test_a_share_waits_for_the_object_that_another_one_trains(
 
     monkeypatch.setattr(scene_methods, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(scene_training, "train_objects", learned)
-    assert scene_methods.train_or_wait(bench, bench.ctx, case) == 0.0 and next(said, None) is None
+    assert scene_methods.train_or_wait(bench.ctx, case) == 0.0 and next(said, None) is None
     said = iter([9])
     with pytest.raises(TrainingFailed):
-        scene_methods.train_or_wait(bench, bench.ctx, case)
+        scene_methods.train_or_wait(bench.ctx, case)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,33 @@ def scenes(
     return print_rows(run, suite.run(ctx, out, chosen, replace(config, prompt_rounds=1) if quick else config), [])
 
 
+def place(
+    run: CommandRun,
+    objects: Annotated[
+        int | None, typer.Option("--objects", help="Number of held-out objects.", show_default="6")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="NAMES", help="Ways into a picture, separated by commas.")
+    ] = None,
+    seed: Seed = None,
+    quick: Quick = False,
+    out: OutDir = OUT,
+) -> CommandResult:
+    from objtune_cli.bench.suites import placements as suite
+
+    chosen = [part.strip() for part in methods.split(",")] if methods else list(suite.METHODS)
+    unknown = [name for name in chosen if name not in suite.METHODS]
+    require(
+        not unknown,
+        f"there is no way {', '.join(unknown)} into a picture",
+        f"one or more of {', '.join(suite.METHODS)}",
+    )
+    ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
+    if objects is None and config.num_objects == Bench().num_objects:
+        config = replace(config, num_objects=1 if quick else suite.DEFAULT_OBJECTS)
+    return print_rows(run, suite.run(ctx, out, chosen, config), [])
+
+
 def throughput(
     run: CommandRun,
     photos: Annotated[int, typer.Argument(metavar="N", help="Number of photos.")],
@@ -197,6 +224,7 @@ SUITES = {
     "speed": Subcommand(speed, "Time a training step against DreamBooth-LoRA, here and at Stable Diffusion's size."),
     "memory": Subcommand(memory, "Count the GPU memory of a run at Stable Diffusion's sizes, on any machine."),
     "scenes": Subcommand(scenes, "Compare ways to draw two and three objects in one image."),
+    "place": Subcommand(place, "Compare ways to draw an object into a picture whose truth is known."),
     "throughput": Subcommand(throughput, "Train N photos by one command and by N commands: time and quality."),
     "dreambooth": Subcommand(dreambooth, "Compare methods on photographs, with the papers' measures."),
     "masks": Subcommand(masks, "Measure `segment` on held-out scenes, by class word, box and point."),
