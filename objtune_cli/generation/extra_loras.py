@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import paths
-from objtune_cli.errors import InputError, MissingError, UsageError
+from objtune_cli.errors import InputError, MissingError, NonFiniteError, UsageError
 from objtune_cli.generation import fast_loras, lora_hashes
 from objtune_cli.generation.fast_loras import FastLora
 from objtune_cli.interchange import import_, import_contents, import_sources
@@ -240,11 +240,23 @@ def load_loras(ctx: StageContext, model: "BaseModel", loras: Iterable[ExtraLora]
 
 @contextlib.contextmanager
 def active_loras(model: "BaseModel", loras: Sequence[ExtraLora], loaded: LoadedLoras) -> Iterator[None]:
-    """Let LoRAs act on a base."""
+    """Let LoRAs act on a base.
+
+    Raises:
+        NonFiniteError: Names them if images drawn with them are not finite.
+    """
     from objtune_cli.lora import forward_hooks
 
-    with forward_hooks.added_to_base(model, [(loaded[lora.inputs], lora.strength) for lora in loras]):
-        yield
+    try:
+        with forward_hooks.added_to_base(model, [(loaded[lora.inputs], lora.strength) for lora in loras]):
+            yield
+    except NonFiniteError as error:
+        if not loras or not error.of_base:
+            raise
+        names = " and ".join(lora.name for lora in loras)
+        raise NonFiniteError(
+            f"{error.message}, with the LoRA {names}", "use less strength behind its name, or leave it out"
+        ) from None
 
 
 def _load_weights(ctx: StageContext, model: "BaseModel", lora: ExtraLora) -> dict[str, Any]:

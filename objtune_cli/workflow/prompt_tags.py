@@ -40,7 +40,7 @@ def take_loras(text: str, where: str, is_trained: Callable[[str], bool], syntax:
         )
     written, loras = prompt_syntax.take_loras(text, lambda name: is_trained(prompt_text.make_object_name(name)))
     if written.strip() or not text.strip():
-        return written, loras
+        return written.strip() if loras else written, loras
     raise InputError(f"{where} has no words besides its LoRA tags", prompt_text.EXAMPLE)
 
 

@@ -263,3 +263,49 @@ def test_a_job_names_loras_from_its_own_folder(project: Path) -> None:
         f"--lora={folder / 'style.safetensors'}:0.7",
         "--lora=cup",
     ]
+
+
+def test_a_repository_of_the_hub_is_found_in_the_cache(
+    studio: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "0" * 40
+    snapshot = tmp_path / "cache/models--org--lcm-lora-sdv1-5/snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text(commit)
+    Path("style.safetensors").rename(snapshot / "pytorch_lora_weights.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("org/lcm-lora-sdv1-5", "org/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors:1"):
+        result = studio("generate", "<dog>", *ONE, "--lora", name)
+        assert "<lora:lcm-lora-sdv1-5:1>" in parameters(result) and "Sampler: LCM" in parameters(result)
+    assert studio("generate", "<dog>", *ONE, "--lora", "org/lcm-lora-sdv1-5/other.safetensors").code == 4
+
+
+def test_tags_of_a_prompt_act_on_its_images_alone(studio: Callable) -> None:
+    Path("loras").mkdir()
+    Path("style.safetensors").rename("loras/style.safetensors")
+    both = studio("generate", "a <dog> <lora:style:0.7>", "a <dog>", *ONE)
+    assert both.code == 0, both.err
+    first, second = both.out.splitlines()
+    assert Image.open(first).text["parameters"].startswith("a <dog> <lora:style:0.7>\n")
+    assert Image.open(second).text["parameters"].startswith("a <dog>\n")
+    assert (
+        studio("generate", "a <dog>", *ONE, "--lora", "style:0.7").out.strip() == first
+    )  # one scene, however it is said
+    assert np.abs(np.asarray(Image.open(first)).astype(int) - np.asarray(Image.open(second))).max() > 3
+    missing = studio("generate", "a <dog> <lora:nobody:0.7>", *ONE)
+    assert missing.code == 4 and "there is no LoRA nobody" in missing.err
+    wild = studio("generate", "a <dog> <lora:style:70>", *ONE)
+    assert wild.code == 2 and "the strength of the LoRA style is 70" in wild.err
+
+
+def test_a_lora_that_breaks_the_images_is_named(studio: Callable) -> None:
+    wild = {
+        "unet.conv_out.lora_A.weight": torch.full((1, 8, 3, 3), 6e4),
+        "unet.conv_out.lora_B.weight": torch.full((4, 1, 1, 1), 6e4),
+    }
+    save_file(wild, "wild.safetensors")
+    result = studio("generate", "<dog>", *ONE, "--lora", "wild.safetensors:10")
+    assert result.code == 9 and "with the LoRA wild" in result.err and not Store.at(Path()).list("scene")
