@@ -408,8 +408,8 @@ def test_lora_tags_are_loras_of_their_own_prompts(drawn) -> None:
     tagged = drawn("generate", "a photo of <dog> <lora:style:0.7>", "a photo of <dog>", "a photo of <dog><lora:film>")
     assert tagged.code == 0 and tagged.out.split()[1] == plain.out.strip(), tagged.err
     assert [record_of(i).config.get("loras", [{}])[0].get("name") for i in (1, 2, 3)] == [None, "style", "film"]
-    assert record_of(2).config["prompt"] == "a photo of <dog> " and np.abs(latents(1) - latents(2)).max() > 1e-4
-    option = drawn("generate", "a photo of <dog> ", "--lora", "loras/style.safetensors:0.7")
+    assert record_of(2).config["prompt"] == "a photo of <dog>" and np.abs(latents(1) - latents(2)).max() > 1e-4
+    option = drawn("generate", "a photo of <dog>", "--lora", "loras/style.safetensors:0.7")
     assert option.code == 0 and "scene/dog@2 is up to date" in option.err
     assert drawn("compose", "<dog> <lora:style:0.5>").code == 0 and record_of(4).config["loras"][0]["strength"] == 0.5
     negative = drawn("generate", "a photo of <dog>", "--negative", "blurry <lora:film:1>")
