@@ -26,7 +26,7 @@ class Bench:
     num_mask_scenes: int = setting(300, "Scenes of `bench masks`.", 1, 100_000)
     segmenters: str = setting("sam,grabcut", "Segmenters of `bench masks`, with commas.")
     mask_dataset: Literal["drawn", "photos"] = setting(
-        "drawn", "Images of `bench masks`: drawn scenes, or five objects in photographs that come with scikit-image."
+        "drawn", "Images of `bench masks`: drawn scenes, or nine objects in photographs that come with scikit-image."
     )
     timing_rounds: int = setting(3, "Rounds of `bench speed`.", 1, 100)
     diffusers_script: str = setting(

@@ -61,7 +61,7 @@ class Segment:
     segmenter: Literal["auto", "sam", "sam2", "sam3", "grabcut"] = setting(
         "auto",
         "Segmenter: segment-anything (the embedded model, or a checkpoint), SAM 2.1, SAM 3, or GrabCut. auto: the best on "
-        "this machine; the embedded model for the toybox.",
+        "this machine; for drawings the embedded model, and GrabCut for photographs where nothing better is here.",
     )
     select: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = setting(
         "best",

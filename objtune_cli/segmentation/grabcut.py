@@ -19,6 +19,8 @@ class GrabCut:
     max_side = 512
     """Longer side at which images are segmented, px; the mask is scaled back."""
     max_proposals = 6
+    core_radius = 0.39
+    """An ellipse around the middle of a user's box belongs to the object: its half axes, fraction of the box's."""
     min_piece_share = 1.0
     """Pieces of at least this fraction of the largest one also belong to the object."""
 
@@ -28,7 +30,11 @@ class GrabCut:
 
     def predict(self, hints: Hints) -> Proposal:
         """Segment the object; without a box, again in the box of the first result."""
-        first = self._run_grabcut(self.rgb, hints)
+        has_core = hints.box_xyxy is not None and not (hints.points or hints.negative_points)
+        return self._predict(hints, has_core=has_core)
+
+    def _predict(self, hints: Hints, *, has_core: bool = False) -> Proposal:
+        first = self._run_grabcut(self.rgb, hints, has_core=has_core)
         if hints.box_xyxy or hints.rough_mask is not None or not first.any():
             return Proposal(first, DEFAULT_QUALITY)
         ys, xs = first.nonzero()
@@ -61,7 +67,7 @@ class GrabCut:
             _differs_from_border(small).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size, size), np.uint8)
         )
         count, _, stats, _ = cv2.connectedComponentsWithStats(closed)
-        proposals = [self.predict(Hints())]
+        proposals = [self._predict(Hints())]
         for i in sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])[: self.max_proposals]:
             x, y, w, h = (float(v) for v in stats[i, :4])
             if w * h > 0.004 * small.shape[0] * small.shape[1]:
@@ -72,14 +78,16 @@ class GrabCut:
                     min(width, (x + w + room) / scale),
                     min(height, (y + h + room) / scale),
                 )
-                proposals.append(self.predict(Hints(box)))
+                proposals.append(self._predict(Hints(box)))
         return [p for p in proposals if p.mask.any()]
 
-    def _run_grabcut(self, rgb: np.ndarray, hints: Hints) -> np.ndarray:
+    def _run_grabcut(self, rgb: np.ndarray, hints: Hints, *, has_core: bool = False) -> np.ndarray:
         height, width = rgb.shape[:2]
         scale = min(1.0, self.max_side / max(height, width))
         small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         labels = self._seed_labels(small, hints, scale)
+        if has_core and hints.box_xyxy is not None:
+            labels[_ellipse_in(hints.box_xyxy, scale, self.core_radius, labels.shape)] = cv2.GC_FGD
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         try:
@@ -117,6 +125,17 @@ class GrabCut:
         for x, y in hints.negative_points:
             cv2.circle(labels, (round(x * scale), round(y * scale)), radius, cv2.GC_BGD, -1)
         return labels
+
+
+def _ellipse_in(
+    box: tuple[float, float, float, float], scale: float, radius: float, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Pixels (H, W) bool of the ellipse around the middle of a box; `radius`: its half axes, fraction of the box's."""
+    x0, y0, x1, y1 = (value * scale for value in box)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    across, down = (x - (x0 + x1) / 2) / max((x1 - x0) / 2, 1), (y - (y0 + y1) / 2) / max((y1 - y0) / 2, 1)
+    inside: np.ndarray = across**2 + down**2 < radius**2
+    return inside
 
 
 def _differs_from_border(rgb: np.ndarray, clusters: int = 10) -> np.ndarray:

@@ -2,18 +2,25 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objtune_cli.config.sections import Segment
-from objtune_cli.errors import InputError, ObjtuneError, UsageError
+from objtune_cli.errors import GateError, InputError, ObjtuneError, UsageError
+from objtune_cli.images import photographs
 from objtune_cli.models import registry, segmenter_lookup
 from objtune_cli.store import regular_files
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.segmentation.types import Segmenter
+
+FETCH = f"objtune fetch --model {segmenter_lookup.RECOMMENDED['sam2']}"
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,13 @@ class SegmenterChoice:
     Attributes:
         kind: sam, sam2, sam3 or grabcut. weights: A checkpoint, or a model's folder; None for GrabCut.
         note: What `auto` chose, for the user; "" if the user or the toybox chose.
+        is_fallback: Whether `auto` chose a segmenter that knows no photographs.
     """
 
     kind: str
     weights: Path | None = None
     note: str = ""
+    is_fallback: bool = False
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -72,12 +81,55 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
         best = segmenter_lookup.find_best()
         if best is not None:
             return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
-        note = (
-            "the segmenter is the embedded model, which knows drawings; "
-            f"`objtune fetch --model {segmenter_lookup.RECOMMENDED['sam2']}` brings one for photographs"
-        )
-        return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER, note)
-    return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER)
+        note = f"the segmenter is the embedded model, which knows drawings; `{FETCH}` brings one for photographs"
+        return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER, note, is_fallback=True)
+    return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER, is_fallback=kind == "auto")
+
+
+def adapt_to_photograph(
+    choice: SegmenterChoice, rgb: "np.ndarray", targets: Sequence["Target"], *, has_detector: bool = False
+) -> SegmenterChoice:
+    """Replace the embedded model in a photograph (H, W, 3) uint8: by the best model on this machine, else by GrabCut for boxes and rough masks.
+
+    Measured in docs/experiments/masks.md: there GrabCut is nearer to the object than the embedded model.
+
+    Args:
+        has_detector: Whether a detector makes a box from the class word.
+    """
+    if not choice.is_fallback or not photographs.looks_like_photograph(rgb):
+        return choice
+    by_word = not has_detector and any(target.has_no_hint for target in targets)
+    best = segmenter_lookup.find_best()
+    if best is not None and (best.kind == "sam3" or not by_word):  # the CLIP of such a base knows drawings, too
+        return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
+    if by_word or any(map(_has_points_only, targets)):
+        return choice
+    note = f"the segmenter is GrabCut, because the embedded model knows drawings; `{FETCH}` brings one for photographs"
+    return SegmenterChoice("grabcut", note=note, is_fallback=True)
+
+
+def require_place(
+    ctx: StageContext, path: Path, choice: SegmenterChoice | None, rgb: "np.ndarray", target: "Target"
+) -> None:
+    """Refuse to look for an object in a photograph by its class word or points with a model that knows drawings.
+
+    Raises:
+        GateError: Only such a model is here, and the object has no box and no mask.
+        ResourceError: The base model is not here, either.
+    """
+    if choice is None or not choice.is_fallback or not (target.has_no_hint or _has_points_only(target)):
+        return
+    if ctx.force or not photographs.looks_like_photograph(rgb):
+        return
+    ctx.base  # noqa: B018  (a base that is not on this machine is the first thing to bring)
+    raise GateError(
+        f"no usable mask of the {target.class_word}: {path.name} looks like a photograph, and the segmenter here knows drawings",
+        f"put a box around it: `--box x0,y0,x1,y1`; or `{FETCH}` brings a segmenter for photographs; `--segmenter sam` tries nevertheless",
+    )
+
+
+def _has_points_only(target: "Target") -> bool:
+    return bool(target.points) and not (target.box_xyxy or target.mask or target.rough_mask)
 
 
 def load_segmenter(choice: SegmenterChoice, device: str = "cpu") -> "Segmenter":

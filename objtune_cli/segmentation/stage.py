@@ -31,12 +31,12 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         hint_checks.to_pixels(target, frame, lambda text: ctx.report.note(f"{path.name}: {text}"))
         for target in class_words.use_known_spelling(ctx, targets)
     ]
-    choice = None if all(target.mask for target in targets) else segmenters.choose_segmenter(ctx, config)
+    choice, picture = _choose_segmenter(ctx, path, targets, config)
     records = [_record(ctx, target, targets, head, config, choice) for target in targets]
     done = [ctx.find_existing(record) for record in records]
     if all(done):
         return [d for d in done if d]
-    picture = photo.read(path)
+    picture = picture or photo.read(path)
     if picture.alpha is not None and not picture.alpha.any() and any(target.has_no_hint for target in targets):
         raise InputError(
             f"{path} is wholly transparent", "save it without transparency, or with the object alone opaque"
@@ -47,10 +47,13 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     models = SegmentationModels(ctx, config, choice)
     if len(targets) == 1 and targets[0].has_no_hint:
         picture = transparent_photo.check_transparency(models, path, picture, targets[0])
-    by_word = config.min_class_probability > 0 and not (len(targets) == 1 and picture.alpha is not None)
+    is_cut_out = len(targets) == 1 and picture.alpha is not None
     for target in targets:
         class_words.note_other_class(ctx, target)
-        class_words.check_known(ctx, target, chooses=by_word and target.has_no_hint)
+        by_word = config.min_class_probability > 0 and not is_cut_out and target.has_no_hint
+        class_words.check_known(ctx, target, chooses=by_word)
+        if not is_cut_out and not (target.has_no_hint and config.detector):
+            segmenters.require_place(ctx, path, choice, picture.rgb, target)
     rgb = _downscale(picture, config)
     located = from_class_word.segment_objects(models, picture, rgb, targets)
     accepted = [
@@ -58,6 +61,20 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         for old, item, target, record in zip(done, located, targets, records, strict=True)
     ]
     return [item if isinstance(item, StageResult) else _publish(ctx, item) for item in accepted]
+
+
+def _choose_segmenter(
+    ctx: StageContext, path: Path, targets: list[Target], config: Segment
+) -> tuple[segmenters.SegmenterChoice | None, photo.Photo | None]:
+    """The segmenter, None if all masks are given; and the photo if the choice depends on it."""
+    if all(target.mask for target in targets):
+        return None, None
+    choice = segmenters.choose_segmenter(ctx, config)
+    if not choice.is_fallback:
+        return choice, None
+    picture = photo.read(path)
+    detected = bool(config.detector)
+    return segmenters.adapt_to_photograph(choice, picture.rgb, targets, has_detector=detected), picture
 
 
 def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, ObjtuneError, UsageError
 from objtune_cli.store import refs
+from objtune_cli.workflow import class_synonyms
 
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
@@ -100,12 +101,20 @@ def _singular_forms(word: str) -> list[str]:
     ]
 
 
-def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
-    """The known words by likeness: those at the end of the class, those in it, then by spelling."""
+def find_synonym(word: str, words: Sequence[str]) -> str | None:
+    """The known word that a class, or the last of its several words, is another word for; None if there is none."""
+    whole = word.casefold()
+    return class_synonyms.find_class([*_singular_forms(whole), *_singular_forms(whole.rpartition(" ")[2])], words)
 
-    def distance(each: str) -> tuple[bool, bool, float]:
+
+def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
+    """The known words by likeness: those at the end of the class, those in it, those of the same meaning, then by spelling."""
+    synonym = find_synonym(word, words)
+
+    def distance(each: str) -> tuple[bool, bool, bool, float]:
         alike = difflib.SequenceMatcher(None, each.casefold(), word.casefold()).ratio()
-        return each != match_last_word(word, words), each.casefold() not in word.casefold().split(), -alike
+        is_inside = each.casefold() in word.casefold().split()
+        return each != match_last_word(word, words), not is_inside, each != synonym, -alike
 
     return sorted(words, key=distance)
 
@@ -135,8 +144,9 @@ def check_known(ctx: "StageContext", target: "Target", chooses: bool) -> None:
     if not words or match_known(word, words):
         return
     if chooses and not ctx.force and not match_last_word(word, words):
-        near = difflib.get_close_matches(word.casefold(), sort_by_likeness(word, words)[:1])
-        other = f"`--class {near[0]}`" if near else "give one of these if it is one"
+        nearest = sort_by_likeness(word, words)[0]
+        is_near = nearest == find_synonym(word, words) or difflib.get_close_matches(word.casefold(), [nearest])
+        other = f"`--class {nearest}`" if is_near else "give one of these if it is one"
         raise InputError(
             _unknown_message(ctx, word),
             f"{other}, or show where it is: `--box x0,y0,x1,y1`, `--point x,y` or `--mask M.png`",

@@ -12,7 +12,9 @@ from objtune_cli.models import prompts
 from objtune_cli.store import refs
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.store import Store
+from objtune_cli.toybox.world import CLASSES
 from objtune_cli.workflow import class_words, job_file
+from objtune_cli.workflow.class_synonyms import SYNONYMS
 
 pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 
@@ -130,6 +132,28 @@ def test_the_words_that_a_base_knows() -> None:
         and class_words.sort_by_likeness("coffee mug", TOYBOX)[0] == "mug"
     )
     assert sorted(class_words.sort_by_likeness("犬", TOYBOX)) == sorted(TOYBOX)
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [("puppy", "dog"), ("Puppies", "dog"), ("golden retriever", "dog"), ("automobile", "car"), ("coffee cup", "mug"), ("Kitten", "cat")],
+)  # fmt: skip
+def test_the_nearest_known_word_is_one_of_the_same_meaning(word: str, nearest: str) -> None:
+    assert class_words.sort_by_likeness(word, TOYBOX)[0] == nearest == class_words.find_synonym(word, TOYBOX)
+    assert class_words.match_known(word, TOYBOX) is None  # it is named, not taken
+    assert class_words.find_synonym(word, ["rocket"]) is None
+
+
+def test_synonyms_are_of_one_class_each() -> None:
+    every = [word for words in SYNONYMS.values() for word in words]
+    assert len(set(every)) == len(every) and not set(every) & set(SYNONYMS)
+    assert set(SYNONYMS) == set(CLASSES)
+
+
+def test_a_synonym_is_in_the_hint(cli, small: Path) -> None:
+    done = cli("segment", small, "--class", "puppy")
+    assert done.code == 3 and "does not know the class 'puppy'; it knows dog," in done.err
+    assert "hint: `--class dog`" in done.err
 
 
 def test_a_class_word_is_read_as_it_stands_wherever_it_is_put_in() -> None:

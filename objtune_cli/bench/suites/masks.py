@@ -12,6 +12,7 @@ from objtune_cli.bench import labelled_photos
 from objtune_cli.config.sections import Bench, Segment
 from objtune_cli.evaluation import statistics
 from objtune_cli.images.photo import Photo
+from objtune_cli.numerics.masks import iou as overlap
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.toybox import renderer, world
@@ -49,7 +50,8 @@ def run(ctx: StageContext, dial: Dial, config: Bench) -> list[dict[str, Any]]:
     """Rows of each segmenter and hint, in toybox scenes or photographs.
 
     Measures: `iou`; `boundary`, F of the outlines; `right`, fraction with the intended object; `refused`, fraction that the quality gate rejects;
-    `wrong`, fraction with another object that it accepts; `seconds` per photo. The row `absent` is for classes that are not in the photo.
+    `wrong`, fraction with another object that it accepts; `seconds` per photo; `detail_iou`, IoU in the box of hair, fur, glass or a thin part.
+    The row `absent` is for classes that are not in the photo.
     """
     rows: list[dict[str, Any]] = []
     for segmenter in config.segmenters.split(","):
@@ -93,15 +95,13 @@ def _score_photos(eyes: SegmentationModels, config: Bench, progress: Callable[[i
     for i, sample in enumerate(every):
         rng = np.random.default_rng((config.seed, 2, i))
         for way in HINTS:
-            score = _score_mask(
-                eyes,
-                Photo(sample.rgb, None, "", ()),
-                _make_target(sample.class_word, sample.cover, way, rng),
-                sample.cover,
-            )
+            photo, target = Photo(sample.rgb, None, "", ()), _make_target(sample.class_word, sample.cover, way, rng)
+            score, mask = _segment_and_score(eyes, photo, target, sample.cover)
             measures[f"photographs, {way}"].append(score)
             if way == "box":
-                measures[f"{sample.class_word}, box"] = [score]
+                part = sample.crop_detail(mask), sample.crop_detail(sample.cover > 127)
+                detail = {} if part[0] is None or part[1] is None else {"detail_iou": overlap(part[0], part[1])}
+                measures[f"{sample.class_word}, box"] = [score | detail]
         progress(i + 1, len(every))
     return measures
 
@@ -125,6 +125,13 @@ def _make_target(kind: str, cover: np.ndarray, way: str, rng: np.random.Generato
 
 
 def _score_mask(eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray) -> dict[str, float]:
+    return _segment_and_score(eyes, photo, target, cover)[0]
+
+
+def _segment_and_score(
+    eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray
+) -> tuple[dict[str, float], np.ndarray]:
+    """The measures of one mask, and the mask (H, W) bool."""
     started = time.monotonic()
     located: SegmentedObject = from_class_word.segment_objects(eyes, photo, photo.rgb, [target])[0]
     seconds = time.monotonic() - started
@@ -135,12 +142,12 @@ def _score_mask(eyes: SegmentationModels, photo: Photo, target: Target, cover: n
         eyes.config,
     )
     refused = bool(problem or hint_checks.find_disagreement(located.cover, target, photo, located.rough_mask)[0])
-    union = (predicted | true).sum()
-    iou = float((predicted & true).sum() / union) if union else 0.0
-    return {
+    iou = overlap(predicted, true) if true.any() else 0.0
+    measures = {
         "iou": iou, "boundary_f": boundary_f(predicted, true), "hit_rate": float(iou > MIN_IOU), "rejection_rate": float(refused),
         "false_accept_rate": float(not refused and iou <= MIN_IOU), "seconds": seconds,
     }  # fmt: skip
+    return measures, predicted
 
 
 def boundary_f(predicted: np.ndarray, true: np.ndarray) -> float:
