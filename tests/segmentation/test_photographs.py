@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from objtune_cli.bench import labelled_photos
-from objtune_cli.numerics.masks import iou
 from objtune_cli.models import segmenter_lookup
+from objtune_cli.numerics.masks import iou
 from objtune_cli.segmentation import segmenters
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.segmentation.grabcut import GrabCut
