@@ -23,6 +23,12 @@ class Bench:
         "Kinds of scenes of `bench scenes`, with commas: two or three objects of as many classes, or two of the same class.",
     )
     num_base_samples: int = setting(1024, "Samples of `bench base`.", 16, 100_000)
+    evaluator: str = setting(
+        "",
+        "Weights of the toybox's evaluator for `bench base`. package: the embedded ones.",
+        auto="package",
+        path="file",
+    )
     num_mask_scenes: int = setting(300, "Scenes of `bench masks`.", 1, 100_000)
     segmenters: str = setting("sam,grabcut", "Segmenters of `bench masks`, with commas.")
     mask_dataset: Literal["drawn", "photos"] = setting(

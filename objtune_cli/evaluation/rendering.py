@@ -147,11 +147,12 @@ def read_images(network: Evaluator, images: np.ndarray) -> list[SceneReading]:
     return inference.read_images(network, resize_images(images))
 
 
-def resize_images(images: np.ndarray) -> np.ndarray:
-    """Resize square images to the evaluator's size."""
+def resize_images(images: np.ndarray, side: int | None = None) -> np.ndarray:
+    """Resize square images to `side`, px, by default the evaluator's size."""
     import cv2
 
-    if images.shape[1] == SIDE:
+    side = side or SIDE
+    if images.shape[1] == side:
         return images
-    interpolation = cv2.INTER_AREA if images.shape[1] > SIDE else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(p, (SIDE, SIDE), interpolation=interpolation) for p in images])
+    interpolation = cv2.INTER_AREA if images.shape[1] > side else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(p, (side, side), interpolation=interpolation) for p in images])

@@ -190,6 +190,21 @@ def sample_instance(
             return instance
 
 
+def sample_namesake(rng: np.random.Generator, instance: Instance, dial: Dial) -> Instance:
+    """Another object that the same words describe: other shades, proportions, place of the pattern, and marks."""
+    fresh = sample_instance(rng, dial, kind=instance.kind, held_out=None)
+    rgb = tuple(shade(COLOURS[name], rng) for name in (instance.colour, instance.second, instance.third))
+    other = replace(
+        instance,
+        rgb=rgb,
+        proportions=fresh.proportions,
+        phase=fresh.phase,
+        frequency=fresh.frequency,
+        spread=dial.spread,
+    )
+    return _with_marks(other, rng, dial) if dial.marks[1] else other
+
+
 def _with_marks(instance: Instance, rng: np.random.Generator, dial: Dial) -> Instance:
     """The instance with emblems and a marking, in colours that stand out from its coat."""
     palette = [shade(rgb, rng) for rgb in COLOURS.values()]

@@ -15,12 +15,13 @@ from objtune_cli.config.sections import Bench
 from objtune_cli.errors import IncompatibleError, Stopped
 from objtune_cli.evaluation import rendering
 from objtune_cli.toybox import captions
+from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.inference import WORDS, Detection, SceneReading
 from objtune_cli.toybox.recipe import dataset
 from objtune_cli.toybox.recipe.clip_text import parse
 from objtune_cli.toybox.recipe.presets import CPU
 from objtune_cli.toybox.renderer import render
-from objtune_cli.toybox.world import BACKGROUNDS, EASY, FULL, MEDIUM, Dial, Instance, Scene
+from objtune_cli.toybox.world import BACKGROUNDS, EASY, FULL, MARKED, MEDIUM, Dial, Instance, Scene
 from objtune_cli.workflow.context import StageContext
 
 DIALS = pytest.mark.parametrize("dial", [EASY, MEDIUM, FULL], ids=["easy", "medium", "full"])
@@ -65,6 +66,36 @@ def test_true_pictures_are_of_other_objects_that_the_same_sentence_describes() -
         for (a, place), (b, there) in zip(scene.objects, other.objects, strict=True):
             assert a.rgb != b.rgb and a.proportions != b.proportions and place != there
             assert np.abs(np.subtract(a.rgb, b.rgb)).max() < 60  # the words' colours all the same
+
+
+def test_true_pictures_of_a_marked_world_have_other_marks() -> None:
+    for i, scene in enumerate(base_model.sample_scenes(MARKED, 6, 0)):
+        other = base_model._redraw(scene, MARKED, 0, i)
+        assert base_model.full_caption(other) == base_model.full_caption(scene)
+        assert all(a.marks != b.marks for (a, _), (b, _) in zip(scene.objects, other.objects, strict=True))
+
+
+def test_another_evaluator_is_used_by_its_file(tmp_path: Path) -> None:
+    assert base_model.evaluator_file(Bench()) == inference.WEIGHTS
+    assert base_model.evaluator_file(Bench(evaluator=str(tmp_path / "own"))) == tmp_path / "own"
+
+
+def test_quality_by_hand() -> None:
+    """Sharpness 1 for the decoded images themselves, 0 for flat ones; the distance of equal sets is 0."""
+    g = np.random.default_rng(0)
+    true = g.integers(0, 256, (6, 128, 128, 3), np.uint8)
+    flat = np.full_like(true, 128)
+    network = inference.load()
+
+    def rows(images: np.ndarray) -> dict[tuple[str, str], float]:
+        made = base_model.quality_rows(network, images, true, true, true)
+        return {(row["method"], row["measure"]): row["mean"] for row in made}
+
+    assert rows(true)["base", "edge_sharpness"] == pytest.approx(1) and rows(flat)["base", "edge_sharpness"] == 0
+    assert (
+        rows(true)["base", "frechet_distance"] == pytest.approx(0, abs=1e-3) == rows(flat)["truth", "frechet_distance"]
+    )
+    assert rows(flat)["base", "frechet_distance"] > 0.1
 
 
 def _thing(instance: Instance, x: float) -> Detection:
@@ -183,6 +214,7 @@ def test_the_whole_of_it_on_a_base(
     rows = base_model.run(context(), out, EASY, config)
     found = {(row["method"], row["measure"]): row for row in rows}
     names = {*base_model.ATTRIBUTES, "background", "pair_accuracy"}
+    names |= {"frechet_distance", "edge_sharpness"}
     assert set(found) == {(m, n) for m in ("base", "truth") for n in names} | {
         ("base", "nn_distance_ratio"),
         ("base", "memorization_rate"),
@@ -194,6 +226,8 @@ def test_the_whole_of_it_on_a_base(
         4,
         16,
     )
+    assert found["base", "frechet_distance"]["mean"] > 2 * found["truth", "frechet_distance"]["mean"] > 0
+    assert found["base", "frechet_distance"]["low"] is None and found["base", "edge_sharpness"]["n"] == 16
     assert Image.open(out / "base.png").size == (8 * 36 + 4, 2 * 36 + 4)
     monkeypatch.setattr(rendering, "sample_images", lambda *_: pytest.fail("drawn again"))
     assert base_model.run(context(), out, EASY, config) == rows

@@ -17,7 +17,7 @@ from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, MARGIN, WIDTH, Evaluator, cut
 from objtune_cli.toybox.recipe import evaluator as recipe
 from objtune_cli.toybox.recipe.dataset import LABELS
-from objtune_cli.toybox.recipe.presets import CPU
+from objtune_cli.toybox.recipe.presets import CPU, PRESETS
 from objtune_cli.toybox.renderer import render
 from objtune_cli.toybox.world import BACKGROUNDS, CLASSES, MEDIUM, Scene
 
@@ -366,3 +366,41 @@ def test_where_nothing_is_there_is_still_one_thing_however_unsure(network: Evalu
     assert all(len(r.detections) >= 1 for r in readings)
     assert readings[0].main.score < np.median([r.main.score for r in seen[2]])
     assert inference.read_images(network, np.zeros((0, 128, 128, 3), np.uint8)) == []
+
+
+def test_objects_of_one_description_come_in_a_row_with_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of four instances of four views; a batch takes whole groups."""
+    monkeypatch.setattr(recipe, "SHARD", 8)
+    marked = replace(SMALL, dial="marked", size=32)
+    shard = recipe.draw_shard(marked, 0)
+    words = shard.labels[:, 0, [0, 2, 3, 4, 5, 6]]
+    first, second = words[:16], words[16:]
+    assert (first == first[0]).all() and (second == second[0]).all()
+    assert [first[0, 0], second[0, 0]] == [CLASSES.index(kind) for kind in marked.world.classes[:2]]
+    rows = recipe._rows(recipe._by_class(shard.labels), torch.Generator().manual_seed(0), recipe.NAMESAKES)
+    assert set(rows // recipe.VIEWS) == set(range(8)) and recipe.namesakes(marked.world) == recipe.NAMESAKES == 4
+    assert recipe.namesakes(MEDIUM) == 1
+
+
+def test_retrieval_among_objects_of_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The marks alone distinguish them, and the shipped evaluator sees some of it without having learned marks."""
+    drawn: list[world.Instance] = []
+    real = world.sample_scene
+    monkeypatch.setattr(
+        world,
+        "sample_scene",
+        lambda rng, dial, instances: drawn.extend(instances) or real(rng, dial, instances=instances),
+    )
+    preset, rng = PRESETS["marked"], np.random.default_rng(1)
+    assert recipe.retrieval(inference.load(), preset, "fish", rng, among=20, same_words=True) > 0.5  # 1/20 by chance
+    assert len(drawn) == 40 and len({i.marks for i in drawn}) == 20
+    assert len({(i.kind, i.colour, i.second, i.pattern, i.accessory, i.third) for i in drawn}) == 1
+
+
+def test_features_describe_the_image_and_its_main_object() -> None:
+    network = inference.load()
+    rng = np.random.default_rng(0)
+    pictures = np.stack([render(world.sample_scene(rng, MEDIUM), 64)[0] for _ in range(3)])
+    features = inference.extract_features(network, pictures, batch=2)
+    assert features.shape == (3, 128 + 160) and np.isfinite(features).all()
+    np.testing.assert_allclose(inference.extract_features(network, pictures[2:]), features[2:], atol=1e-4)

@@ -11,8 +11,17 @@ import torch
 from torch import nn
 
 import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before transformers asks for it)
-from objtune_cli.toybox.recipe import clip_text, clip_vision, denoiser, tokenizer
+from objtune_cli.toybox.recipe import (
+    clip_text,
+    clip_vision,
+    comparison,
+    denoiser,
+    latent_cache,
+    optimizers,
+    tokenizer,
+)
 from objtune_cli.toybox.recipe import vae as autoencoder
+from objtune_cli.toybox.recipe.dataset import ToyboxDataset
 from objtune_cli.toybox.recipe.presets import CPU, PRESETS
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
 
@@ -61,6 +70,156 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path: Path) -> None:
     assert seen == list(range(10))
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
     assert (tmp_path / "a" / "part.safetensors").read_bytes() == (tmp_path / "b" / "part.safetensors").read_bytes()
+
+
+def test_muon_resumed_equals_unbroken_and_learns(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=60, optimizer="muon", save_every=1e9)
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = _fit(tmp_path / "a", plan=plan)
+    with pytest.raises(Interrupted):
+        _fit(tmp_path / "b", stop=7, plan=replace(plan, save_every=-1.0))
+    resumed = _fit(tmp_path / "b", plan=plan)
+    assert all(torch.equal(a, b) for a, b in zip(_weights(whole), _weights(resumed), strict=True))
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(5))
+    errors = [float((n(x) - x.sum(1, keepdim=True)).square().mean()) for n in (whole, _network())]
+    assert errors[0] < 0.3 * errors[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_an_orthogonalized_matrix_keeps_its_directions_and_loses_its_sizes(shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=g), full_matrices=False)
+    singular = torch.linspace(1, 3, min(shape))
+    out = optimizers.orthogonalize(u * singular @ v)
+    found = (u.T @ out @ v.T).diagonal()
+    assert out.shape == shape and bool(((found > 0.6) & (found < 1.25)).all())
+    torch.testing.assert_close(out, u * found @ v, atol=1e-4, rtol=0)
+
+
+def test_a_step_of_muon_by_hand() -> None:
+    """The update is 0.2 sqrt(max(m, n)) lr times the orthogonalized gradient, which is the momentum at first; vectors take AdamW's."""
+    kernel = nn.Parameter(torch.ones(2, 3, 1, 1))
+    bias = nn.Parameter(torch.zeros(2))
+    optimizer = optimizers.build("muon", [kernel, bias], lr=0.1, weight_decay=0.01)
+    gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    kernel.grad, bias.grad = gradient.view(2, 3, 1, 1).clone(), torch.tensor([2.0, -3.0])
+    optimizer.step()
+    step = 0.1 * 0.2 * math.sqrt(3) * optimizers.orthogonalize(gradient)
+    torch.testing.assert_close(kernel.detach().flatten(1), (1 - 0.1 * 0.01) * torch.ones(2, 3) - step)
+    torch.testing.assert_close(bias.detach(), torch.tensor([-0.1, 0.1]), atol=1e-5, rtol=0)
+
+
+def test_min_snr_weights_by_hand() -> None:
+    """SNR 0, 1, 3 and 9: min(SNR, 5) / (SNR + 1) is 0, 1/2, 3/4 and 1/2, of mean 7/16."""
+    weights = denoiser.min_snr_weights(torch.tensor([0.0, 0.5, 0.75, 0.9]))
+    torch.testing.assert_close(weights, torch.tensor([0.0, 1 / 2, 3 / 4, 1 / 2]) * 16 / 7)
+
+
+def _toy_data(count: int = 6, held_back: int = 2) -> ToyboxDataset:
+    g = np.random.default_rng(0)
+    return ToyboxDataset(
+        pictures=g.integers(0, 256, (count, 32, 32, 3), np.uint8),
+        masks=np.full((count, 16, 16), 255, np.uint8),
+        captions=[["a dog"]] * count,
+        labels=np.zeros((count, 2, 7), np.int8),
+    )
+
+
+TINY = replace(
+    CPU, size=32, vae_channels=(16, 32), latent_channels=4, width=32, depth=1, heads=2, tokens=12, patch=8, captions=1,
+    unet_channels=(16, 32), unet_attention=(False, True), denoiser_batch=2, vae_batch=3,
+)  # fmt: skip
+
+
+def test_latents_are_encoded_once_for_each_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_cache, "HELD_BACK", 2)
+    monkeypatch.setattr(latent_cache, "SHARD", 3)
+    data, vae = _toy_data(), autoencoder.build(TINY).eval()
+    bank = latent_cache.load_or_encode(tmp_path, data, vae)
+    with torch.no_grad():
+        expected = vae.encode(autoencoder.to_unit(data.pictures)).latent_dist.mean.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(bank, expected.numpy(), atol=2e-3)
+    with monkeypatch.context() as patched:
+        patched.setattr(vae, "encode", lambda _: pytest.fail("encoded again"))
+        assert np.array_equal(latent_cache.load_or_encode(tmp_path, data, vae), bank)
+        assert np.array_equal(latent_cache.load_or_encode(tmp_path, data, vae, 2), bank[[0, 1, 4, 5]])
+    digest = latent_cache.encoder_digest(vae)
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.add_(1)
+        assert latent_cache.encoder_digest(vae) == digest
+        vae.encoder.conv_out.bias.add_(1)
+    assert latent_cache.encoder_digest(vae) != digest
+    assert not np.array_equal(latent_cache.load_or_encode(tmp_path, data, vae), bank)
+
+
+def test_the_decoder_alone_is_trained_without_a_change_of_the_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoder, "HELD_BACK", 2)
+    vae = autoencoder.build(TINY)
+    digest, decoder = latent_cache.encoder_digest(vae), [p.detach().clone() for p in vae.decoder.parameters()]
+    assert autoencoder.train_decoder(tmp_path, TINY, _toy_data(), vae) is vae
+    assert all(torch.equal(a, b) for a, b in zip(decoder, vae.decoder.parameters(), strict=True))  # no steps
+    autoencoder.train_decoder(tmp_path, replace(TINY, decoder_steps=3), _toy_data(), vae)
+    assert latent_cache.encoder_digest(vae) == digest
+    assert not any(torch.equal(a, b) for a, b in zip(decoder, vae.decoder.parameters(), strict=True))
+    again = autoencoder.train_decoder(tmp_path, TINY, _toy_data(), autoencoder.build(TINY))  # reads the state
+    assert all(torch.equal(a, b) for a, b in zip(vae.decoder.parameters(), again.decoder.parameters(), strict=True))
+
+
+def test_crops_show_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is the lower right quarter; of 30 crops, the best one contains nearly all of it."""
+    monkeypatch.setattr(autoencoder, "HELD_BACK", 2)
+    data = _toy_data()
+    data.masks[:] = 0
+    data.masks[:, 8:, 8:] = 255
+    data.pictures[:] = 0
+    data.pictures[:, 16:, 16:] = 200
+    preset, g = replace(TINY, vae_crops=30), torch.Generator().manual_seed(0)
+    crops = autoencoder._sample_pictures(preset, data, g, whole=False)
+    assert crops.shape == (3, 16, 16, 3) and crops.mean() > 0.6 * 200
+    assert autoencoder._sample_pictures(preset, data, g, whole=True).shape == (1, 32, 32, 3)
+
+
+def test_measures_of_a_reconstruction_by_hand() -> None:
+    """Half of the range wrong on the object only, a quarter of the image: 20 log10(2) there, 6.02 more in all."""
+    x = torch.zeros(1, 3, 8, 8)
+    x[..., ::2] = 0.5
+    cover = torch.zeros(1, 1, 8, 8)
+    cover[..., :4, :4] = 1
+    found = autoencoder.measure(x, x + cover, cover)
+    assert found["object_psnr"] == pytest.approx(6.0206, abs=1e-3) and found["psnr"] == pytest.approx(12.041, abs=1e-3)
+    assert found["l1"] == pytest.approx(0.125) and found["sharpness"] == pytest.approx(1)
+
+
+def test_variants_train_for_equal_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks once per reading: the time ends after as many steps, and the weights have moved."""
+    network, ticks = _network(), itertools.count()
+    before = _weights(network)
+
+    def losses(step: int, g: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"fit": network(torch.randn(4, 4, generator=g)).square().mean()}
+
+    assert comparison.train_for(network, losses, TINY, 5.0, lambda: float(next(ticks))) == 4
+    assert not any(torch.equal(a, b) for a, b in zip(before, _weights(network), strict=True))
+
+
+def test_a_comparison_starts_alike_and_reads_finished_variants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, name in ((latent_cache, "HELD_BACK"), (denoiser, "HELD_BACK"), (comparison, "VALIDATION_IMAGES")):
+        monkeypatch.setattr(module, name, 3)
+    words = tokenizer.build(TINY.tokens)
+    clip, vae = clip_text.build_clip(TINY, words), autoencoder.build(TINY).eval()
+    data = _toy_data()
+    found = comparison.run(tmp_path, TINY, data, words, clip, vae, seconds=1e-9)
+    assert list(found) == ["start", *comparison.VARIANTS] and {v["steps"] for v in found.values()} == {0.0}
+    assert len({v["v"] for v in found.values()}) == 1 and found["start"]["v"] == pytest.approx(
+        found["start"]["v_object"]
+    )
+    capsys.readouterr()
+    assert comparison.run(tmp_path, TINY, data, words, clip, vae, seconds=1e-9) == found
+    assert capsys.readouterr().out == ""
 
 
 def test_a_finished_part_is_only_read(tmp_path: Path) -> None:

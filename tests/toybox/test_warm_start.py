@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from objtune_cli.toybox.recipe import clip_text, denoiser, tokenizer, vae
 from objtune_cli.toybox.recipe.presets import CPU, Preset
-from objtune_cli.toybox.recipe.warm_start import PATCHES, load_start
+from objtune_cli.toybox.recipe.warm_start import NEW_LOG_VARIANCE, PATCHES, load_start
 
 SMALL = replace(
     CPU, size=32, vae_channels=(16, 32, 64), latent_channels=4, width=32, depth=1, heads=2, tokens=12, patch=8,
@@ -93,6 +93,58 @@ def test_the_autoencoders_coarse_levels_move_outward_by_one(grown: Preset) -> No
         assert torch.equal(ours[key], old[key]), key
     for key in (k for k in fresh if k.startswith("decoder.up_blocks.3.")):
         assert torch.equal(ours[key], fresh[key]), key
+
+
+def _parts(network, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of the latents, and the image decoded from it."""
+    with torch.no_grad():
+        z = network.eval().encode(x).latent_dist.mean
+        return z, network.decode(z).sample
+
+
+WIDER = {
+    "latents": {"latent_channels": 6},
+    "channels": {"vae_channels": (16, 64, 128)},
+    "both": {"latent_channels": 8, "vae_channels": (16, 64, 128)},
+}
+
+
+@pytest.mark.parametrize("fields", WIDER.values(), ids=WIDER)
+def test_a_wider_autoencoder_draws_the_same(small: Path, fields: dict) -> None:
+    """Its old latent channels and its images equal those of the start, until it is trained."""
+    wide = replace(SMALL, seed=2, start=str(small), **fields)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (z, y), (old_z, old_y) = _parts(vae.build(wide), x), _parts(vae.build(SMALL), x)
+    torch.testing.assert_close(z[:, :4], old_z, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(y, old_y, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(_parts(vae.build(replace(wide, start="")), x)[1], old_y, atol=1e-2)
+
+
+def test_duplicated_channels_become_different(small: Path) -> None:
+    """Two channels with one gradient would stay equal for ever."""
+    network = vae.build(replace(SMALL, start=str(small), vae_channels=(16, 64, 128)))
+    network(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))).sample.square().sum().backward()
+    gradient = network.decoder.up_blocks[0].resnets[0].conv1.weight.grad
+    assert not torch.allclose(gradient[::2], gradient[1::2], rtol=1e-2)
+
+
+def test_a_denoiser_for_more_latent_channels_ignores_them_at_first(small: Path) -> None:
+    ours = denoiser.build(replace(SMALL, seed=2, start=str(small), latent_channels=6)).eval()
+    z, t, c = (
+        torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 700]),
+        torch.zeros(2, 12, 32),
+    )
+    with torch.no_grad():
+        theirs = denoiser.build(SMALL).eval()(z[:, :4], t, c).sample
+        torch.testing.assert_close(ours(z, t, c).sample[:, :4], theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_additional_latent_channels_have_little_noise(small: Path) -> None:
+    network = vae.build(replace(SMALL, seed=2, start=str(small), latent_channels=6)).eval()
+    with torch.no_grad():
+        x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        assert float(network.encode(x).latent_dist.logvar[:, 4:].max()) == pytest.approx(NEW_LOG_VARIANCE)
 
 
 def test_the_grown_autoencoder_has_the_same_grid_of_latents(grown: Preset) -> None:

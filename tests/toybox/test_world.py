@@ -94,6 +94,19 @@ def test_the_split_looks_at_class_colours_and_pattern_alone() -> None:
         assert twin != one and world.is_held_out(twin) == world.is_held_out(one)
 
 
+@pytest.mark.parametrize("dial", [EASY, world.MARKED])
+def test_a_namesake_has_the_same_words_and_nothing_else(dial: world.Dial) -> None:
+    rng = np.random.default_rng(0)
+    one = world.sample_instance(rng, dial, held_out=True)
+    other = world.sample_namesake(rng, one, dial)
+    words = ("kind", "colour", "second", "third", "pattern", "accessory", "spread")
+    assert all(getattr(one, name) == getattr(other, name) for name in words) and world.is_held_out(other)
+    assert one.rgb != other.rgb and one.proportions != other.proportions and one.phase != other.phase
+    assert bool(other.marks) == bool(dial.marks[1])
+    if other.marks:
+        assert one.marks != other.marks and one.marking != other.marking
+
+
 def test_the_split_is_for_ever() -> None:
     """Recorded once; the base was trained on it. CRC-32 of "dog/teal/orange/spots" is divisible by ten."""
     known = {

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from objtune_cli.config.sections import Bench
 from objtune_cli.errors import IncompatibleError
-from objtune_cli.evaluation import rendering, statistics
+from objtune_cli.evaluation import image_quality, rendering, statistics
 from objtune_cli.images import png
 from objtune_cli.store import atomic_files
 from objtune_cli.toybox import renderer, world
@@ -39,16 +38,17 @@ def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[st
     Raises:
         IncompatibleError: The base does not name its training set.
     """
-    network, bank = inference.load(), _load_training_images(ctx, out, dial)
+    network, bank = inference.load(evaluator_file(config)), _load_training_images(ctx, out, dial)
     scenes = sample_scenes(dial, config.num_base_samples, config.seed)
     images = _load_or_sample(ctx, out / "samples" / f"{ctx.base.fingerprint[:12]}-{config.seed}", scenes)
-    true = rendering.render_scenes([_redraw(s, dial, config.seed, i) for i, s in enumerate(scenes)])
+    true = _redraw_all(scenes, dial, config.seed, 4)
     sampled, calibration = (score_readings(rendering.read_images(network, side), scenes) for side in (images, true))
     rows = []
     for name, values in sampled.items():
         one = float(np.mean(calibration[name])) or 1.0
         rows.append(_row("base", name, [v / one for v in values]))
     rows += [_row("truth", name, values) for name, values in calibration.items()]
+    rows += quality_rows(network, images, true, _redraw_all(scenes, dial, config.seed, 5), _reconstruct(ctx, true))
     rows += copy_rows(images, true, bank)
     atomic_files.write_file(out / "base.png", png.encode_png(png.make_grid(images[:64], 8)))
     return rows
@@ -98,17 +98,55 @@ def full_caption(scene: Scene) -> str:
     return f"a photo of {subject} {PLACES[scene.background][0]}"
 
 
-def _redraw(scene: Scene, dial: Dial, seed: int, index: int) -> Scene:
+def evaluator_file(config: Bench) -> Path:
+    """The evaluator's weights: `bench.evaluator`, or those of the package."""
+    return Path(config.evaluator) if config.evaluator else inference.WEIGHTS
+
+
+def _redraw_all(scenes: list[Scene], dial: Dial, seed: int, round_number: int) -> np.ndarray:
+    """Renderings of `_redraw` of every scene."""
+    return rendering.render_scenes([_redraw(s, dial, seed, i, round_number) for i, s in enumerate(scenes)])
+
+
+def _redraw(scene: Scene, dial: Dial, seed: int, index: int, round_number: int = 4) -> Scene:
     """Other objects that fit the same caption, with new poses."""
-    rng = np.random.default_rng((seed, 4, index))
-    together = tuple(_resample_instance(instance, dial, rng) for instance, _ in scene.objects)
+    rng = np.random.default_rng((seed, round_number, index))
+    together = tuple(world.sample_namesake(rng, instance, dial) for instance, _ in scene.objects)
     return world.sample_scene(rng, dial, instances=together, background=scene.background)
 
 
-def _resample_instance(instance: Instance, dial: Dial, rng: np.random.Generator) -> Instance:
-    fresh = world.sample_instance(rng, dial, kind=instance.kind, held_out=None)
-    rgb = tuple(world.shade(world.COLOURS[name], rng) for name in (instance.colour, instance.second, instance.third))
-    return replace(instance, rgb=rgb, proportions=fresh.proportions, phase=fresh.phase, frequency=fresh.frequency)
+def _reconstruct(ctx: StageContext, images: np.ndarray) -> np.ndarray:
+    """Images at the base's size, encoded and decoded by its VAE."""
+    import torch
+
+    from objtune_cli.generation.sampling import to_uint8
+
+    model = ctx.load_base_model()
+    small = rendering.resize_images(images, model.resolution)
+    decoded = []
+    for start in range(0, len(small), SHARD_SIZE):
+        x = torch.from_numpy(small[start : start + SHARD_SIZE]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        decoded.append(to_uint8(model.decode_latents(model.encode_image(x))))
+    return torch.cat(decoded).numpy()
+
+
+def quality_rows(
+    network: Any, images: np.ndarray, true: np.ndarray, again: np.ndarray, decoded: np.ndarray
+) -> list[dict[str, Any]]:
+    """Rows of the distance to the truth and of the sharpness.
+
+    `frechet_distance`: of the evaluator's features of samples, and of a second set of renderings `again`, to those of `true`.
+    `edge_sharpness`: edge contrast over the mean of `decoded`, which are renderings encoded and decoded by the VAE.
+    """
+    real = inference.extract_features(network, rendering.resize_images(true))
+    sharp = float(image_quality.edge_contrast(decoded).mean())
+    rows = []
+    for method, side in (("base", images), ("truth", again)):
+        features = inference.extract_features(network, rendering.resize_images(side))
+        rows.append(_row(method, "frechet_distance", [image_quality.frechet_distance(features, real)]))
+        resized = rendering.resize_images(side, decoded.shape[1])
+        rows.append(_row(method, "edge_sharpness", list(image_quality.edge_contrast(resized) / sharp)))
+    return rows
 
 
 def score_readings(readings: list[SceneReading], scenes: list[Scene]) -> dict[str, list[float]]:

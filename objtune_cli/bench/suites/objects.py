@@ -32,8 +32,8 @@ REFERENCE_METHODS = {
 """Rows without training: the meaning of 1 and 0, the best that this base could reach, and a description in the prompt."""
 
 
-def find_dial(ctx: StageContext) -> Dial:
-    """The toybox dial of the base.
+def find_dial(ctx: StageContext, weights: Path = inference.WEIGHTS) -> Dial:
+    """The toybox dial of the base; `weights` are the evaluator's.
 
     Raises:
         IncompatibleError: The base is not of the toybox, or the evaluator does not know its dial.
@@ -44,7 +44,7 @@ def find_dial(ctx: StageContext) -> Dial:
             "use `--base toybox`, or `objtune evaluate` for one trained object",
         )
     dial = DIALS[ctx.base.toybox_dial]
-    if not inference.covers(dial):
+    if not inference.covers(dial, weights):
         raise IncompatibleError(
             f"the evaluator does not cover the dial of {ctx.base.id} ({ctx.base.toybox_dial})",
             "train another evaluator: docs/explanation/toybox.md",

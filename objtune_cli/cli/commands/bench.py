@@ -84,7 +84,7 @@ def base(run: CommandRun, seed: Seed = None, quick: Quick = False, out: OutDir =
 
     ctx, config = resolve_unsharded(run, seed=seed)
     _require_bench_settings(ctx, "bench.")
-    dial = find_dial(ctx)
+    dial = find_dial(ctx, suite.evaluator_file(config))
     return print_rows(run, suite.run(_work_in(ctx, out), out, dial, _reduce(config, quick=quick)), [out / "base.png"])
 
 

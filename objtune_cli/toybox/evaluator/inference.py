@@ -105,6 +105,21 @@ def read_images(network: Evaluator, pictures: np.ndarray, most: int = 2, batch: 
     return done
 
 
+@torch.no_grad()
+def extract_features(network: Evaluator, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Features of images (N, H, W, 3) uint8 for distances of distributions, (N, 288): of the whole image, then of its main object."""
+    done = []
+    for start in range(0, len(pictures), batch):
+        x = torch.from_numpy(np.array(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        small = F.interpolate(x, size=(FRAME, FRAME), mode="area")
+        coarse = network.finder.features(small)[1].mean((2, 3))
+        boxes = find_peaks(network.finder(small)[0], 1)[1]
+        crop = network.reader.body(cut(x, boxes[:, 0])).mean((2, 3))
+        done.append(torch.cat([coarse, crop], 1))
+    features: np.ndarray = torch.cat(done).numpy()
+    return features
+
+
 def find_peaks(heatmap: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The most confident local maxima of the map: scores (B, K) and boxes (B, K, 4) as fractions of the frame."""
     heat = heatmap[:, 0].sigmoid()

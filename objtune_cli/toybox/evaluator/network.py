@@ -59,10 +59,14 @@ class Finder(nn.Module):
         Map: centre logit; box centre's offset from the cell's middle, in cells; log of width and height
         as fractions of the frame.
         """
-        fine = self.body(pictures)
-        coarse = self.wide(fine)
+        fine, coarse = self.features(pictures)
         both = self.merge(torch.cat([fine, F.interpolate(coarse, scale_factor=4.0)], 1))
         return self.map(both), self.background(coarse.mean((2, 3)))
+
+    def features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, 64, 64) in [-1, 1] to (B, 64, 16, 16) and (B, 128, 4, 4)."""
+        fine = self.body(pictures)
+        return fine, self.wide(fine)
 
 
 class Reader(nn.Module):
@@ -79,9 +83,13 @@ class Reader(nn.Module):
 
     def forward(self, crops: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, 3, 48, 48) in [-1, 1] to unit vectors (B, 64) and logits by attribute."""
-        x = self.body(crops)
-        features = torch.cat([x.mean((2, 3)), F.adaptive_avg_pool2d(x, 3).flatten(1)], 1)
+        features = self.features(crops)
         return F.normalize(self.identity(features), dim=-1), {name: head(features) for name, head in self.heads.items()}
+
+    def features(self, crops: Tensor) -> Tensor:
+        """(B, 3, 48, 48) in [-1, 1] to (B, 1600): means over the whole crop, then over a grid of 3x3 parts."""
+        x = self.body(crops)
+        return torch.cat([x.mean((2, 3)), F.adaptive_avg_pool2d(x, 3).flatten(1)], 1)
 
 
 class Evaluator(nn.Module):

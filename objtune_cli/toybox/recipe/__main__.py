@@ -13,6 +13,7 @@ from objtune_cli.toybox.recipe import (
     clip_cutouts,
     clip_text,
     clip_vision,
+    comparison,
     dataset,
     denoiser,
     evaluator,
@@ -24,7 +25,10 @@ from objtune_cli.toybox.recipe import (
 from objtune_cli.toybox.recipe import vae as autoencoder
 from objtune_cli.toybox.recipe.presets import PRESETS, Preset
 
-PARTS = ("data", "text", "vae", "vision", "denoiser", "publish", "all", "sheet", "cutouts", "evaluator", "segmenter")
+PARTS = (
+    "data", "text", "vae", "vision", "denoiser", "publish", "all",
+    "decoder", "compare", "sheet", "cutouts", "evaluator", "segmenter",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -36,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="Steps of this part in place of the preset's.")
     parser.add_argument("--start", default="", help="A published base to grow from: its weights are inherited.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="Default: cuda for the gpu preset.")
+    parser.add_argument("--seconds", type=float, default=480.0, help="Processor seconds of each variant of `compare`.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
     parser.add_argument("--out", type=Path, help="Where `publish` writes the base.")
     parser.add_argument("--commit", default="", help="Commit of the recipe, kept beside the weights.")
@@ -58,12 +63,12 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         missing = [p for p in PARTS[1:5] if not (work / f"{p}.safetensors").exists()]
         if missing:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
-        preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0)
+        preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0, decoder_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     if part in ("cutouts", "evaluator", "segmenter"):
         _train_separately(part, preset, args, device)
         return
-    shards = dataset.load_or_render(work, preset, processes=os.cpu_count() or 2)
+    shards = dataset.load_or_render(work, preset, processes=_processes(args))
     words = tokenizer.load_or_build(work, preset.tokens)
     if part == "data":
         return
@@ -77,6 +82,12 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         clip_vision.train(work, preset, shards, words, clip, device)
         return
     vae = autoencoder.train(work, preset, shards, device)
+    if part == "compare":
+        comparison.run(work, preset, shards, words, clip, vae, args.seconds, device)
+        return
+    vae = autoencoder.train_decoder(work, preset, shards, vae, device)
+    if part == "decoder":
+        return
 
     def sample(unet, step: int) -> None:
         pipe = save_pipeline.pipeline(words, clip, vae, unet).to(unet.device)
@@ -94,11 +105,15 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         )
 
 
+def _processes(args: argparse.Namespace) -> int:
+    return args.threads or os.cpu_count() or 2
+
+
 def _train_separately(part: str, preset: Preset, args: argparse.Namespace, device: str) -> None:
     """Train a part that no other part needs; it renders its own data."""
     measures: dict[str, float]
     if part == "evaluator":
-        judge = evaluator.train(args.work, preset, device)
+        judge = evaluator.train(args.work, preset, device, _processes(args))
         evaluator.publish(judge, args.out or args.work / "evaluator-weights.safetensors", preset, args.commit)
         measures = evaluator.evaluate(judge, preset)
     elif part == "cutouts":

@@ -1,6 +1,8 @@
 """Train the evaluator on renderings of every object in several scenes, to distinguish it from other instances of its class."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
 from objtune_cli.toybox.recipe.vae import to_unit
 
-INSTANCES, VIEWS, SHARD = 12_000, 4, 200
-"""Number of objects, scenes of each, objects per shard."""
+VIEWS, SHARD = 4, 200
+"""Scenes of each object, objects per shard."""
+NAMESAKES = 4
+"""Objects in a row that the same words describe, in a world with marks."""
 ROWS = 96
 """Images per step: two views of each instance; half of the instances are of one class, half of another."""
 TEMPERATURE = 0.1
@@ -44,16 +48,20 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def draw_shard(preset: Preset, index: int) -> EvaluatorData:
-    """`SHARD` training instances of one class after the other, each in `VIEWS` scenes, a third with a second object."""
+    """`SHARD` training instances of one class after the other, each in `VIEWS` scenes, a third with a second object.
+
+    With marks, each `NAMESAKES` instances have the same words.
+    """
     cv2.setNumThreads(1)
     rng = np.random.default_rng((preset.seed, 77, index))
     count, dial = SHARD * VIEWS, preset.world
     pictures = np.empty((count, preset.size, preset.size, 3), np.uint8)
     boxes = np.zeros((count, 2, 4), np.float32)
     labels = np.full((count, 2, len(LABELS)), -1, np.int8)
+    instances = _instances(rng, dial)
     for i in range(count):
         if i % VIEWS == 0:
-            instance = world.sample_instance(rng, dial, kind=dial.classes[(i // VIEWS) % len(dial.classes)])
+            instance = next(instances)
         others = (world.sample_instance(rng, dial),) if rng.random() < 0.33 else ()
         together = (instance, *others) if rng.random() < 0.5 else (*others, instance)
         scene = world.sample_scene(rng, dial, instances=together)
@@ -65,12 +73,26 @@ def draw_shard(preset: Preset, index: int) -> EvaluatorData:
     return EvaluatorData(pictures, boxes, labels)
 
 
-def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
+def _instances(rng: np.random.Generator, dial: world.Dial) -> Iterator[world.Instance]:
+    """Endless instances, every class in turn."""
+    for kind in itertools.cycle(dial.classes):
+        instance = world.sample_instance(rng, dial, kind=kind)
+        yield instance
+        for _ in range(namesakes(dial) - 1):
+            yield world.sample_namesake(rng, instance, dial)
+
+
+def namesakes(dial: world.Dial) -> int:
+    """Number of training instances in a row with the same words."""
+    return NAMESAKES if dial.marks[1] else 1
+
+
+def load_or_render(work: Path, preset: Preset, processes: int = 2) -> EvaluatorData:
     """The evaluator's scenes, rendered on first use; row `VIEWS` i + k is view k of instance i."""
     file = work / "data" / "evaluator.npz"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        parts = map_shards(draw_shard, preset, INSTANCES // SHARD)
+        parts = map_shards(draw_shard, preset, preset.evaluator_instances // SHARD, processes)
         partial = file.with_name("evaluator.partial.npz")
         pictures, boxes, labels = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("pictures", "boxes", "labels")
@@ -81,16 +103,19 @@ def load_or_render(work: Path, preset: Preset) -> EvaluatorData:
     return EvaluatorData(arrays["pictures"], arrays["boxes"], arrays["labels"])
 
 
-def train(work: Path, preset: Preset, device: str = "cpu") -> Evaluator:
-    """Train finder and reader together, resuming from the state in the work folder."""
-    data = load_or_render(work, preset)
+def train(work: Path, preset: Preset, device: str = "cpu", processes: int = 2) -> Evaluator:
+    """Train finder and reader together, resuming from the state in the work folder.
+
+    A preset with a start begins from the evaluator of the package.
+    """
+    data = load_or_render(work, preset, processes)
     torch.manual_seed(preset.seed)
-    network: Any = Evaluator()
+    network: Any = inference.load().train().requires_grad_(True) if preset.start else Evaluator()
     network.to(memory_format=torch.channels_last)
     by_class = _by_class(data.labels)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        rows = _rows(by_class, g)
+        rows = _rows(by_class, g, namesakes(preset.world))
         x = to_unit(data.pictures[rows])
         boxes, labels = torch.from_numpy(data.boxes[rows]), torch.from_numpy(data.labels[rows]).long()
         spoiled = degrade(x, g)
@@ -109,11 +134,15 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(kinds == k) for k in np.unique(kinds)]
 
 
-def _rows(by_class: list[np.ndarray], g: torch.Generator) -> np.ndarray:
-    """Row numbers of a batch: two views of each of some instances of two classes, so that similar instances are in one step."""
+def _rows(by_class: list[np.ndarray], g: torch.Generator, twins: int = 1) -> np.ndarray:
+    """Row numbers of a batch: two views of each of some instances of two classes, so that similar instances are in one step.
+
+    Each `twins` instances in a row, which have the same words, come together.
+    """
     rows = []
     for k in torch.randperm(len(by_class), generator=g)[:2].tolist():
-        picked = by_class[k][torch.randint(len(by_class[k]), (ROWS // 4,), generator=g).numpy()]
+        groups = by_class[k].reshape(-1, twins)
+        picked = groups[torch.randint(len(groups), (ROWS // 4 // twins,), generator=g).numpy()].flatten()
         for instance in np.unique(picked):
             a, b = torch.randperm(VIEWS, generator=g)[:2].tolist()
             rows += [instance * VIEWS + a, instance * VIEWS + b]
@@ -239,15 +268,37 @@ def evaluate(network: Evaluator, preset: Preset, seed: int = 5) -> dict[str, flo
     for kind in preset.world.classes:
         figures[f"retrieval_{kind}"] = retrieval(network, preset, kind, rng)
     figures["retrieval"] = float(np.mean([v for k, v in figures.items() if k.startswith("retrieval_")]))
+    figures["retrieval_same_words"] = float(
+        np.mean([
+            retrieval(network, preset, kind, rng, same_words=True) for kind in preset.world.classes for _ in range(2)
+        ])
+    )  # fmt: skip
     return figures
 
 
 _FIELD = {"class": "kind"}
 
 
-def retrieval(network: Evaluator, preset: Preset, kind: str, rng: np.random.Generator, among: int = 100) -> float:
-    """Fraction of `among` held-out objects of a class whose second rendering is nearest to their first."""
-    instances = [world.sample_instance(rng, preset.world, kind=kind, held_out=True) for _ in range(among)]
+def retrieval(
+    network: Evaluator,
+    preset: Preset,
+    kind: str,
+    rng: np.random.Generator,
+    among: int = 100,
+    *,
+    same_words: bool = False,
+) -> float:
+    """Fraction of `among` held-out objects of a class whose second rendering is nearest to their first.
+
+    With `same_words`, one description fits them all.
+    """
+    first = world.sample_instance(rng, preset.world, kind=kind, held_out=True)
+    instances = [first] + [
+        world.sample_namesake(rng, first, preset.world)
+        if same_words
+        else world.sample_instance(rng, preset.world, kind=kind, held_out=True)
+        for _ in range(among - 1)
+    ]
     sides = []
     for _ in range(2):
         pictures = [

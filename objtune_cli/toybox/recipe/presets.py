@@ -1,8 +1,12 @@
 """The sizes of the recipe, with all numbers that the base depends on."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from objtune_cli.toybox.recipe.optimizers import OptimizerName
 from objtune_cli.toybox.world import DIALS, Dial
+
+Weighting = Literal["focus", "min-snr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,12 @@ class Preset:
         unet_channels, unet_attention: Denoiser widths, and whether each level attends to the text.
         start: Folder of a published, smaller base whose weights are the start; "" for none.
         *_steps, *_batch, *_lr: Optimizer steps, batch size and peak learning rate of each part.
+        *_decay: Last fraction of a part's steps, in which the learning rate falls.
+        vae_kl: Weight of the KL divergence of the latents. vae_crops: Random crops of which the one with most of an object is used.
+        decoder_steps: Steps of the VAE's decoder alone, after the latents are final.
+        denoiser_weighting: Weights of the noise levels: "focus" takes half of the samples from the middle levels, "min-snr" is
+            arXiv:2303.09556 with gamma 5 for v-prediction.
+        evaluator_instances: Objects that the evaluator is trained on.
     """
 
     dial: str
@@ -51,6 +61,14 @@ class Preset:
     segmenter_lr: float = 1e-3
     cutouts_steps: int = 1_500
     cutouts_lr: float = 5e-4
+    vae_kl: float = 1e-3
+    vae_crops: int = 1
+    vae_decay: float = 0.5
+    decoder_steps: int = 0
+    denoiser_decay: float = 0.25
+    denoiser_optimizer: OptimizerName = "adamw"
+    denoiser_weighting: Weighting = "focus"
+    evaluator_instances: int = 12_000
     evaluator_steps: int = 4_400
     evaluator_lr: float = 1.5e-3
     seed: int = 1
@@ -83,6 +101,11 @@ MARKED = replace(
     text_steps=400,
     text_lr=2e-4,
     vae_lr=1e-3,
+    vae_kl=1e-4,
+    vae_crops=4,
+    evaluator_instances=4_800,
+    evaluator_steps=3_000,
+    evaluator_lr=1e-3,
 )
 """Objects with unnamed marks, started from the shipped base (`--start`); the text encoder stays, because the words are the same."""
 

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from objtune_cli.numerics.ddpm import step_generator
+from objtune_cli.toybox.recipe import optimizers
+from objtune_cli.toybox.recipe.optimizers import OptimizerName
 
 Losses = dict[str, Tensor]
 
@@ -32,6 +34,7 @@ class Plan:
     ema: float = 0.999
     seed: int = 1
     save_every: float = 120.0
+    optimizer: OptimizerName = "adamw"
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, constant, then a half cosine to 1 % of the peak."""
@@ -68,7 +71,7 @@ def fit(
     state_file = work / f"{part}.safetensors"
     network.to(device)
     params = [p for p in network.parameters() if p.requires_grad]
-    optimizer = _optimizer(params, plan, weight_decay)
+    optimizer = optimizers.build(plan.optimizer, params, plan.lr, weight_decay)
     average = [p.detach().clone() for p in params]
     step = _resume(state_file, network, params, optimizer, average)
     network.train()
@@ -76,8 +79,7 @@ def fit(
     first = step
     recent: dict[str, float] = {}
     while step < plan.steps:
-        terms = losses(step, step_generator(plan.seed, step))
-        _advance(plan, step, terms, params, optimizer, average)
+        terms = advance(plan, step, plan.rate(step), losses, params, optimizer, average)
         step += 1
         for name, value in terms.items():
             number = float(value.detach())
@@ -95,32 +97,26 @@ def fit(
     return network.to("cpu").eval()
 
 
-def _optimizer(params: list[nn.Parameter], plan: Plan, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, not biases and norms."""
-    groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, plan.lr, betas=(0.9, 0.99), foreach=True)
-
-
-def _advance(
+def advance(
     plan: Plan,
     step: int,
-    terms: Losses,
+    rate: float,
+    losses: Callable[[int, torch.Generator], Losses],
     params: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: list[Tensor],
-) -> None:
-    """One optimizer step on the sum of the losses, and one of the EMA."""
+) -> Losses:
+    """One optimizer step on the sum of the losses with learning rate `rate`, and one of the EMA; returns the losses."""
+    terms = losses(step, step_generator(plan.seed, step))
     for group in optimizer.param_groups:
-        group["lr"] = plan.rate(step)
+        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()
     nn.utils.clip_grad_norm_(params, 1.0)
     optimizer.step()
     keep = min(plan.ema, (1 + step) / (10 + step))
     torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
+    return terms
 
 
 def _assign(params: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -143,7 +139,9 @@ def _save(file: Path, network: nn.Module, params, optimizer, average, step: int)
     for i, p in enumerate(params):
         state = optimizer.state[p]
         if state:  # a parameter that no loss has reached has no state yet
-            tensors |= {f"m.{i}": state["exp_avg"].contiguous(), f"v.{i}": state["exp_avg_sq"].contiguous()}
+            tensors[f"m.{i}"] = state["exp_avg"].contiguous()
+        if "exp_avg_sq" in state:
+            tensors[f"v.{i}"] = state["exp_avg_sq"].contiguous()
         tensors[f"ema.{i}"] = average[i].contiguous()
     partial = file.with_suffix(".partial")
     save_file({k: v.clone() for k, v in tensors.items()}, partial, metadata={"step": str(step)})
@@ -158,9 +156,10 @@ def _resume(file: Path, network: nn.Module, params, optimizer, average) -> int:
         network.load_state_dict({k[4:]: f.get_tensor(k) for k in f.keys() if k.startswith("net.")})  # noqa: SIM118
         for i, p in enumerate(params):
             if f"m.{i}" in f.keys():  # noqa: SIM118
-                optimizer.state[p] = {
+                optimizer.state[p] = {"exp_avg": f.get_tensor(f"m.{i}").to(p.device)}
+            if f"v.{i}" in f.keys():  # noqa: SIM118
+                optimizer.state[p] |= {
                     "step": torch.tensor(float(step)),
-                    "exp_avg": f.get_tensor(f"m.{i}").to(p.device),
                     "exp_avg_sq": f.get_tensor(f"v.{i}").to(p.device),
                 }
             average[i].copy_(f.get_tensor(f"ema.{i}"))
