@@ -90,10 +90,11 @@ def test_an_orthogonalized_matrix_keeps_its_directions_and_loses_its_sizes(shape
     g = torch.Generator().manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=g), full_matrices=False)
     singular = torch.linspace(1, 3, min(shape))
-    out = optimizers.orthogonalize(u * singular @ v)
+    out = optimizers.orthogonalize(u * singular @ v, torch.float32)
     found = (u.T @ out @ v.T).diagonal()
     assert out.shape == shape and bool(((found > 0.6) & (found < 1.25)).all())
     torch.testing.assert_close(out, u * found @ v, atol=1e-4, rtol=0)
+    torch.testing.assert_close(optimizers.orthogonalize(u * singular @ v, torch.bfloat16), out, atol=0.06, rtol=0)
 
 
 def test_a_step_of_muon_by_hand() -> None:

@@ -59,8 +59,9 @@ def main() -> None:
 def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     """Load what the part needs, train it, print samples."""
     work: Path = args.work
-    if part == "publish":  # with the present state of each part
-        missing = [p for p in PARTS[1:5] if not (work / f"{p}.safetensors").exists()]
+    if part in ("publish", "compare"):  # with the present state of each part
+        needed = PARTS[1:5] if part == "publish" else PARTS[1:3]
+        missing = [p for p in needed if not (work / f"{p}.safetensors").exists()]
         if missing:
             raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0, decoder_steps=0)

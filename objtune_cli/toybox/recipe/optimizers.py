@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from objtune_cli.models import precision
+
 OptimizerName = Literal["adamw", "muon"]
 BETAS = (0.9, 0.99)
 MOMENTUM = 0.95
@@ -14,17 +16,22 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration that moves singular values towards 1 (Muon, kellerjordan.github.io/posts/muon)."""
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Approximate U V^T of a matrix U S V^T (m, n): its singular values are moved into about [0.7, 1.2].
+
+    Args:
+        dtype: Of the products; by default bf16 where the device multiplies it itself.
 
     Source: Muon, kellerjordan.github.io/posts/muon; a quintic Newton-Schulz iteration.
     """
+    half = matrix.is_cuda or precision.processor_has_bf16()
     a, b, c = COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(dtype or (torch.bfloat16 if half else torch.float32))
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
+    x = x.to(matrix.dtype)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
