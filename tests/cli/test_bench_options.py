@@ -247,6 +247,8 @@ def test_the_base_alone(objtune: Cli, quick: list) -> None:
         *base_stage.ATTRIBUTES,
         "background",
         "pair_accuracy",
+        "frechet_distance",
+        "edge_sharpness",
         "nn_distance_ratio",
         "memorization_rate",
     }

@@ -93,7 +93,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     def sample(unet, step: int) -> None:
         pipe = save_pipeline.pipeline(words, clip, vae, unet).to(unet.device)
         sheet_images = samples.draw(
-            pipe, samples.prompts(preset.world, 24), preset.size, 15, save_pipeline.SAMPLING["guidance"]
+            pipe, samples.prompts(preset.world, 24), preset.size, 15, save_pipeline.SAMPLING["guidance_scale"]
         )
         samples.sheet(sheet_images, 8, work / "samples" / f"{step:06d}.png")
 
@@ -152,8 +152,8 @@ def sheet(folder: Path, preset: Preset, work: Path) -> None:
         pipe,
         samples.prompts(preset.world),
         preset.size,
-        int(save_pipeline.SAMPLING["steps"]),
-        save_pipeline.SAMPLING["guidance"],
+        int(save_pipeline.SAMPLING["num_inference_steps"]),
+        save_pipeline.SAMPLING["guidance_scale"],
     )
     samples.sheet(images, 8, work / "samples.png", scale=1)
     print(f"{work / 'samples.png'}: 64 samples", flush=True)

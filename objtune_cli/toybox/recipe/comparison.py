@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "muon": {"denoiser_optimizer": "muon"},
 }
 """Name to the fields of the preset that differ."""
-IMAGES = 8_000
+IMAGES = 3_000
 """Training images of the comparison."""
 VALIDATION_IMAGES = 256
 WARMUP, DECAY = 20, 0.4

@@ -1,0 +1,35 @@
+"""The recipe's command line: parts that need trained states, and the sheet of samples."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from objtune_cli.models.registry import TOYBOX_FOLDER
+from objtune_cli.toybox.recipe import __main__ as command
+from objtune_cli.toybox.recipe import samples
+from objtune_cli.toybox.recipe.presets import PRESETS
+
+
+@pytest.mark.parametrize("part", ["publish", "compare"])
+def test_parts_on_trained_states_name_what_is_missing(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.safetensors").touch()
+    monkeypatch.setattr(sys, "argv", ["recipe", part, "--preset", "marked", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"holds no trained vae"):
+        command.main()
+
+
+def test_a_sheet_is_sampled_with_the_settings_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings' names are those that `generate` reads."""
+    asked: list[tuple] = []
+
+    def draw(pipe, texts: list[str], size: int, steps: int, guidance: float) -> np.ndarray:
+        asked.append((len(texts), size, steps, guidance))
+        return np.zeros((len(texts), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(samples, "draw", draw)
+    command.sheet(TOYBOX_FOLDER, PRESETS["cpu"], tmp_path)
+    assert asked == [(64, 128, 20, 2.5)] and (tmp_path / "samples.png").exists()
