@@ -51,3 +51,16 @@ def object_name(incomplete: str) -> list[str]:
     """Names of objects."""
     names = [text.partition("/")[2].partition("@")[0] for text in _offer(("mask", "embedding", "adapter"), "")]
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def style_name(incomplete: str) -> list[str]:
+    """Names of styles in objtune.toml."""
+    from objtune_cli.config.resolve import Settings
+    from objtune_cli.store.project import find_project
+
+    folder = os.environ.get("OBJTUNE_PROJECT")
+    try:
+        styles = Settings(find_project(paths.to_path(folder) if folder else None).settings, {}).styles
+    except (ObjtuneError, OSError):
+        return []
+    return [name for name in sorted(styles) if name.startswith(incomplete)]

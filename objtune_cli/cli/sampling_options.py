@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from objtune_cli.cli import completion
 from objtune_cli.config import file_patterns
 from objtune_cli.config.sections import SEEDS, Generate
 from objtune_cli.errors import UsageError
@@ -34,7 +35,35 @@ Guidance = Annotated[
 ]
 
 
-Negative = Annotated[str | None, typer.Option("--negative", help="Negative prompt; <name> avoids a trained object.")]
+Negative = Annotated[
+    str | None,
+    typer.Option(
+        "--negative",
+        help="Negative prompt; <name> avoids a trained object; auto: the base's own in objtune.toml.",
+        show_default="auto",
+    ),
+]
+
+
+Style = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--style",
+        metavar="NAME",
+        help="Style of objtune.toml around the prompts; repeat it for several.",
+        autocompletion=completion.style_name,
+    ),
+]
+
+
+Wildcards = Annotated[
+    Path | None,
+    typer.Option(
+        "--wildcards",
+        metavar="DIR",
+        help="Folder of wildcards: __animal__ is a line of animal.txt, chosen by the seed.",
+    ),
+]
 
 
 Width = Annotated[
@@ -114,7 +143,7 @@ NamePattern = Annotated[
 SAMPLING: dict[str, tuple[Any, Any]] = {
     "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None),
     "steps": (Steps, None), "guidance": (Guidance, None), "negative": (Negative, None), "strength": (Strength, None),
-    "lora": (Lora, None), "scheduler": (Scheduler, None),
+    "style": (Style, None), "wildcards": (Wildcards, None), "lora": (Lora, None), "scheduler": (Scheduler, None),
     "format_": (Format, None), "no_metadata": (NoMetadata, False), "name_pattern": (NamePattern, None),
 }  # fmt: skip
 
@@ -134,6 +163,8 @@ def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Genera
         guidance_scale=sampling["guidance"],
         negative_prompt=sampling["negative"],
         strength=sampling["strength"],
+        style=",".join(sampling["style"]) if sampling["style"] else None,
+        wildcards=str(sampling["wildcards"]) if sampling["wildcards"] else None,
         lora="".join(f"{each}\n" for each in sampling["lora"]) if sampling["lora"] else None,
         scheduler=sampling["scheduler"],
         image_format=sampling["format_"],
@@ -155,6 +186,28 @@ def check_copies(sampling: Mapping[str, Any], out: Path | None) -> None:
             f"{used[0]} is for images that are copied, and there is no `--out`",
             "add `--out DIR`; the project keeps PNG files",
         )
+
+
+def describe_prompts(ctx: "StageContext", results: "Sequence[StageResult]") -> dict[str, Any]:
+    """The fields `prompts` and `loras` of the JSON document.
+
+    Returns:
+        `prompts`: for each result its ref, the prompt and the negative prompt as written, all choices made, their syntax and the first seed.
+    """
+    from objtune_cli.workflow.prompt_text import write_strengths
+
+    configs = {result.ref: ctx.store.read_record(result.ref).config for result in results}
+    prompts = [
+        {
+            "ref": str(ref),
+            "prompt": write_strengths(config["prompt"], config.get("strengths", {})),
+            "negative_prompt": config.get("negative_prompt", ""),
+            "syntax": config.get("prompt_syntax", "plain"),
+            "seed": config["seed"],
+        }
+        for ref, config in configs.items()
+    ]
+    return {"prompts": prompts} | describe_loras(ctx, results)
 
 
 def describe_loras(ctx: "StageContext", results: "Sequence[StageResult]") -> dict[str, Any]:

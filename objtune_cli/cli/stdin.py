@@ -1,8 +1,8 @@
 """Reads refs or prompts from arguments; `-` stands for the lines of stdin."""
 
-import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from objtune_cli.cli.runner import require
 from objtune_cli.config import toml_files
@@ -19,9 +19,7 @@ def read_lines() -> Iterator[tuple[int, str]]:
     """
     binary = getattr(sys.stdin, "buffer", None)
     text = toml_files.decode(binary.read(), "stdin") if binary else sys.stdin.read()
-    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff"), newline=None), 1):
-        if line.strip():
-            yield number, line.strip()
+    yield from toml_files.number_lines(text)
 
 
 def read_refs(values: list[str] | None) -> list[str]:
@@ -44,24 +42,22 @@ def read_refs(values: list[str] | None) -> list[str]:
     return refs
 
 
-def read_prompts(values: list[str]) -> list[str]:
-    """Read prompts from arguments, with `-` replaced by the lines of stdin that are not empty.
+def read_prompts(values: list[str], file: Path | None = None) -> list[str]:
+    """Read prompts from arguments, with `-` replaced by the lines of stdin, then the lines of a file; empty lines do not count.
 
     Raises:
-        UsageError: There are none. InputError: A line is not text.
+        UsageError: There are none. InputError: The file cannot be read, or a line is not text.
     """
-    from objtune_cli.workflow.prompt_text import clean_prompt
+    from objtune_cli.workflow import prompt_files
 
     prompts: list[str] = []
     for value in values:
-        if value != STDIN:
-            prompts.append(value)
-            continue
-        lines = [clean_prompt(line, f"line {number} of stdin", may_be_empty=True) for number, line in read_lines()]
-        prompts += [line for line in lines if line]
+        prompts += prompt_files.clean_lines(read_lines(), "stdin") if value == STDIN else [value]
+    if file is not None:
+        prompts += prompt_files.read_prompts(file)
     require(
         prompts,
-        "there is no prompt",
-        'for example `objtune generate "a photo of <rex> on the beach"`, or one a line on stdin and `-`',
+        f"there is no prompt{f' in {file}' if file else ''}",
+        'for example `objtune generate "a photo of <rex> on the beach"`, or one a line in a file and `--prompts FILE`',
     )
     return prompts

@@ -15,7 +15,7 @@ from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.scene import REFINED
-from objtune_cli.workflow import prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
@@ -44,15 +44,13 @@ def run(
         out: Folder that the images are copied to.
 
     Raises:
-        InputError: The prompt names no object, or not the object of a place; see `prompt_request.read`.
+        InputError: The prompt names no object, or not the object of a place; see `sampling_prompts.read`.
         UsageError: Two objects have one place, or an object has more places than mentions.
         GateError: `how.strict` is set, and an object is missing or mixed in an image for every seed.
     """
     if out is not None:
         image_copies.check_output(out, config)
-    request = prompt_request.read_prompts(
-        ctx, [prompt], config.negative_prompt, strength=config.strength, syntax=config.prompt_syntax
-    )
+    request, _ = sampling_prompts.read(ctx, [prompt], config)
     named = _require_objects(request, prompt)
     is_sized = bool(config.width or config.height)
     scene = _build_scene(ctx, request, named, places, config, how, is_sized)

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from objtune_cli import paths, renamed_settings
+from objtune_cli.config import styles
 from objtune_cli.config.sections import OPTIONS, SECTIONS, SEEDS, Common
 from objtune_cli.errors import UsageError
 
@@ -37,6 +38,7 @@ class Settings:
     """The settings of one run: reads objtune.toml and the environment once, and checks every key.
 
     Attributes:
+        styles, negative_prompts: The tables of these names in objtune.toml.
         notes: One line for each former name in use, with the present name.
     """
 
@@ -44,6 +46,8 @@ class Settings:
         self.file = file
         self.notes: list[str] = []
         self.table = self._table(_read(file))
+        self.styles = styles.read_styles(self.table.pop("styles", {}), file.name)
+        self.negative_prompts = styles.read_negative_prompts(self.table.pop("negative_prompts", {}), file.name)
         self.given = dict(self._rename(*_pair(text), "--set") for text in flags)
         env = os.environ if environment is None else environment
         self.env = self._variables({k: v for k, v in env.items() if k.startswith(PREFIX)})

@@ -53,7 +53,22 @@ class Generate:
         identifies=False,
         path="loras",
     )
-    negative_prompt: str = setting("", "What the images should not show.")
+    negative_prompt: str = setting(
+        "auto", "What the images should not show. auto: that of the base in the table `negative_prompts`, else nothing."
+    )
+    style: str = setting(
+        "",
+        "Names of styles from the tables `styles.NAME` of objtune.toml, with commas between them.",
+        auto="none",
+        identifies=False,
+    )
+    wildcards: str = setting(
+        "",
+        "Folder of wildcards: `__animal__` in a prompt is one line of animal.txt, which the seed chooses.",
+        auto="none",
+        identifies=False,
+        path="file",
+    )
     prompt_syntax: Literal["a1111", "comfyui", "plain"] = setting(
         "a1111",
         "How weights and breaks in prompts are read and act: as A1111 or ComfyUI do, in any length; plain: as text, up to the base's window.",

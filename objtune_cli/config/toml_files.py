@@ -1,10 +1,11 @@
 """Reads tables that users write: TOML, or JSON in files that begin with `{`, in any Unicode encoding."""
 
 import codecs
+import io
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def decode(data: bytes, source: str, error: type[ObjtuneError] = InputError) -> 
             f"{source} is not {'UTF-8' if name.startswith('utf-8') else 'UTF-16'} text: byte {failure.start + 1}, in line {line}, belongs to another encoding",
             "save the text as UTF-8 in your editor",
         ) from None
+
+
+def number_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that are not empty, with their numbers."""
+    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff"), newline=None), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def _from_json(text: str, file: Path, form: str, error: type[ObjtuneError]) -> dict[str, Any]:

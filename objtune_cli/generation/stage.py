@@ -14,7 +14,7 @@ from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow import prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
@@ -31,20 +31,18 @@ BATCH = 4
 def run(
     ctx: StageContext, prompts: list[str], config: Generate, out: Path | None = None, source: Ref | None = None
 ) -> list[StageResult]:
-    """Sample `config.n` images of each prompt; one scene artifact per prompt.
+    """Sample `config.num_images` images of each prompt; one scene artifact per prompt, or per image of a prompt with choices.
 
     Args:
         out: Folder that the images are copied to.
         source: Adapter that all objects are taken from.
 
     Raises:
-        InputError, MissingError: See `prompt_request.read`.
+        InputError, MissingError: See `sampling_prompts.read`.
     """
     if out is not None:
         image_copies.check_output(out, config)
-    request = prompt_request.read_prompts(
-        ctx, prompts, config.negative_prompt, source, config.strength, config.prompt_syntax
-    )
+    request, draws = sampling_prompts.read(ctx, prompts, config, source, per_image=True)
     _check_shared_strengths(request)
     loras = extra_loras.find_loras(ctx, config.lora, request.loras)
     shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
@@ -52,7 +50,10 @@ def run(
         ctx, replace(config, negative_prompt=request.negative, strength=1.0), shared
     )  # the objects carry it now
     note_guidance(ctx, config)
-    configs = [with_scene_syntax(ctx, request, i, config) for i in range(len(request.prompts))]
+    configs = [
+        with_scene_syntax(ctx, request, i, replace(config, seed=draw.seed, num_images=draw.num_images))
+        for i, draw in enumerate(draws)
+    ]
     scenes = [_find_scene(ctx, request, i, configs[i], loras[i]) for i in range(len(request.prompts))]
     records, results = [record for record, _ in scenes], [result for _, result in scenes]
     missing = [i for i, result in enumerate(results) if result is None]

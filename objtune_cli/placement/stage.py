@@ -16,8 +16,9 @@ from objtune_cli.images import photo
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.kinds.scene import LATENTS, MASK_ROLE, PHOTO_ROLE, SHARES
-from objtune_cli.workflow import prompt_request, trained_objects
+from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
+from objtune_cli.workflow.scene_syntax import with_scene_syntax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,19 +71,20 @@ def run(
         out: Folder that the pictures are copied to.
 
     Raises:
-        InputError: The prompt does not name exactly one object, the picture or mask is unusable, or the region is too small; see `prompt_request.read_prompts`.
+        InputError: The prompt does not name exactly one object, the picture or mask is unusable, or the region is too small; see `sampling_prompts.read`.
         GateError: `options.strict` is set, and the object is missing in a picture for every seed; or what it replaces was not found.
     """
     if out is not None:
         image_copies.check_output(out, config)
-    request = prompt_request.read_prompts(ctx, [prompt], config.negative_prompt, strength=config.strength)
-    (loras,) = extra_loras.find_loras(ctx, config.lora, [()])
+    request, _ = sampling_prompts.read(ctx, [prompt], config)
+    (loras,) = extra_loras.find_loras(ctx, config.lora, request.loras)
     item = _require_one_object(request)
     picture = photo.read(into)
     for note in picture.notes:
         ctx.report.note(f"{into.name}: {note}")
     region, replaced, inputs = _find_region(ctx, picture, into, location, item)
     config = _sampling_config(ctx, replace(config, negative_prompt=request.negative), loras)
+    config = with_scene_syntax(ctx, request, 0, config)
     generate.note_guidance(ctx, config)
     placement = Placement(request, item, _crop(ctx, picture, region, replaced, options), config, options, loras)
     record = _make_record(ctx, placement, picture, inputs)
@@ -199,6 +201,7 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     from objtune_cli.placement.inpainting import Inpainter
 
     model = ctx.load_base_model()
+    model.prompt_syntax = placement.config.prompt_syntax
     request, item, options = placement.request, placement.item, placement.options
     weights = {
         o.name: trained_objects.scale_lora(trained_objects.load_tensors(ctx, o), o.strength) for o in request.objects
@@ -211,7 +214,7 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     )
     loaded = extra_loras.load_loras(ctx, model, placement.loras)
     with extra_loras.active_loras(model, placement.loras, loaded):
-        prompt = placeholders.expand(crop_prompt(request.prompts[0], item.name))
+        prompt = placeholders.expand(crop_prompt(request.prompts[0], item.name, model.prompt_syntax))
         cut_out = _load_cut_out(ctx) if options.paste == "object" else None
         region = placement.region
         inpainter = Inpainter(
@@ -234,12 +237,16 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     return generate.publish_scene(ctx, model, record, tensors, placement.config, request.prompts[0], decode)
 
 
-def crop_prompt(prompt: str, name: str) -> str:
+def crop_prompt(prompt: str, name: str, syntax: str = "plain") -> str:
     """The prompt of the crop: without the object's side of the picture; a name alone becomes `a photo of <name>`."""
+    from objtune_cli.models import prompt_syntax
     from objtune_cli.models.prompts import PROMPT
 
-    text = layout_from_prompt.object_prompt(prompt, name).strip()
-    return PROMPT.format(text) if text.startswith("<") and text.endswith(">") and text.count("<") == 1 else text
+    characters = partial(layout_from_prompt.object_characters, name=name)
+    text = prompt_syntax.edit(prompt, syntax, characters).strip()
+    plain = prompt_syntax.plain_text(text, syntax)
+    is_name = plain.startswith("<") and plain.endswith(">") and plain.count("<") == 1
+    return PROMPT.format(text) if is_name else text
 
 
 def _decode(

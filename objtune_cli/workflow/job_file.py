@@ -13,10 +13,11 @@ from objtune_cli.errors import InputError, MissingError, ObjtuneError
 from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words as classes
-from objtune_cli.workflow import prompt_text
+from objtune_cli.workflow import prompt_files, prompt_tags, prompt_text
 from objtune_cli.workflow.job_keys import JOB_EXAMPLE, KEYS, check_job, rename_keys
 from objtune_cli.workflow.photo_keys import HINTS, PHOTO_OPTIONS
 
+_SAMPLING_OPTIONS = {"negative": "--negative", "style": "--style", "wildcards": "--wildcards"}
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 
 
@@ -77,22 +78,32 @@ def _read_table(file: Path) -> dict[str, Any]:
     return table
 
 
-def check_prompts(jobs: Sequence[Job], store: Store) -> None:
+def check_prompts(jobs: Sequence[Job], store: Store, syntax: str = "a1111") -> None:
     """Check, before anything is trained, that the jobs train the objects that their prompts name, or that the store holds them.
 
+    Args:
+        syntax: The project's `generate.prompt_syntax`.
+
     Raises:
-        InputError: Brackets hold no name. MissingError: nobody makes the object.
+        InputError: Brackets hold no name, or are not balanced. MissingError: nobody makes the object.
     """
     from objtune_cli.models.prompts import PLACEHOLDER
 
-    texts = {text: job for job in jobs for _, *words in job.commands[1:] for text in _trained_names(words)}
+    texts = {
+        text: (job, _find_option(words, "generate.prompt_syntax") or syntax)
+        for job in jobs
+        for _, *words in job.commands[1:]
+        for text in _trained_names(words)
+    }
     known = {name for job in jobs for name in job.names}
     for name in store.list_names("adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
             held = store.read_record(store.resolve(refs.Ref("adapter", name))).objects
             known |= {*held, name} if len(held) == 1 else {*held}
-    for text, job in texts.items():
-        read, _ = prompt_text.take_strengths(prompt_text.read_names(text, known.__contains__)[0])
+    for text, (job, own_syntax) in texts.items():
+        read, _ = prompt_text.read_names(text, known.__contains__)
+        read, _ = prompt_tags.take_loras(read, f"a prompt of the job {job.label}", known.__contains__, own_syntax)
+        read, _ = prompt_text.take_strengths(read)
         prompt_text.check_brackets(read, known.__contains__)
         missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
         if missing:
@@ -103,21 +114,18 @@ def check_prompts(jobs: Sequence[Job], store: Store) -> None:
 
 
 def _trained_names(words: list[str]) -> list[str]:
-    """The prompts of a `generate`, and its negative prompt where a setting of the job gives one."""
+    """The prompts of a `generate`, and its negative prompt where the job gives one."""
     end = words.index("--")
-    settings = [word.removeprefix("--set=").partition("=") for word in words[:end] if word.startswith("--set=")]
-    return [
-        text
-        for text in [
-            *words[end + 1 :],
-            *(
-                value
-                for key, _, value in settings
-                if renamed_settings.present_key(key.strip()) == "generate.negative_prompt"
-            ),
-        ]
-        if text != "-"
-    ]
+    negative = [word.partition("=")[2] for word in words[:end] if word.startswith("--negative=")]
+    texts = [*words[end + 1 :], *negative, _find_option(words, "generate.negative_prompt")]
+    return [text for text in texts if text not in ("", "-", "auto")]
+
+
+def _find_option(words: list[str], key: str) -> str:
+    """The value that the words of a command give a setting with `--set`; "" if they do not."""
+    pairs = [word.removeprefix("--set=").partition("=") for word in words if word.startswith("--set=")]
+    values = [value for name, _, value in pairs if renamed_settings.present_key(name.strip()) == key]
+    return values[-1] if values else ""
 
 
 def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
@@ -144,11 +152,15 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     train += [f"--seed={job['seed']}"] if "seed" in job else []
     train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands = [(*train, *photos)]
-    if "prompts" in job:
-        texts = [prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job["prompts"], 1)]
+    texts = [
+        prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job.get("prompts", ()), 1)
+    ]
+    texts += prompt_files.read_prompts(Path(found["prompts_file"])) if "prompts_file" in found else []
+    if texts:
         draw = [f"--seed={job['seed']}"] if "seed" in job else []
         draw += ["-n", str(job["n"])] if "n" in job else []
         draw += [f"--lora={text}" for text in found.get("lora", ())]
+        draw += _command_options(found, _SAMPLING_OPTIONS)
         commands.append(("generate", *model, *draw, "--", *texts))
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
 
@@ -210,6 +222,9 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
             found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
     if "lora" in job:
         found["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
+    for key in ("wildcards", "prompts_file"):
+        if key in job:
+            found[key] = paths.to_file(job[key], folder)
     if "base" in job:
         found["base"] = paths.to_model(job["base"], folder)
     if "set" in job:

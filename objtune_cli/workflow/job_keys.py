@@ -17,7 +17,8 @@ KEYS: dict[str, tuple[str, str]] = {
     "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
     "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
     "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
-    "lora": (_TEXTS, '"style.safetensors:0.7"'),
+    "lora": (_TEXTS, '"style.safetensors:0.7"'), "negative": (_TEXT, '"blurry"'), "style": (_TEXTS, '"watercolor"'), "wildcards": (_TEXT, '"wildcards"'),
+    "prompts_file": (_TEXT, '"prompts.txt"'),
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
 KINDS = {
@@ -26,7 +27,7 @@ KINDS = {
 }  # fmt: skip
 OTHER_NAMES = {
     "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
-    "category": "class", "label": "class", "model": "base", "settings": "set", "options": "set", "config": "set",
+    "category": "class", "label": "class", "model": "base", "negative_prompt": "negative", "styles": "style", "wildcard": "wildcards", "settings": "set", "options": "set", "config": "set",
 }  # fmt: skip
 """What people write for a key."""
 FORMER_KEYS = {"not_point": "negative_point", "rough": "refine_mask", "which": "select"}

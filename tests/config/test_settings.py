@@ -271,7 +271,7 @@ def test_every_default_is_in_its_own_range_and_explained(section: type, settings
     [
         ("train.learning_rat=1", "did you mean train.learning_rate? "),
         ("train.max_step=1", "did you mean train.max_steps? "),
-        ("generate.step=1", "similar keys: generate.num_inference_steps, generate.strength"),
+        ("generate.step=1", "similar keys: generate.num_inference_steps, generate.style, generate.strength"),
         ("train.lrate=1", "similar keys: train.learning_rate"),
         ("trian.rank=1", "did you mean train.rank? "),
         ("quux=1", "all known keys are in docs/reference/settings.md"),

@@ -7,7 +7,7 @@ import typer
 
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_sampling
 from objtune_cli.config.sections import Compose
 
 
@@ -43,4 +43,4 @@ def compose(
     config = resolve_sampling(ctx, sampling)
     composing = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)
     results = stage.run(ctx, prompt, boxes, config, composing, out)
-    return CommandResult(results, printed="images", extra=describe_loras(ctx, results))
+    return CommandResult(results, printed="images", extra=describe_prompts(ctx, results))

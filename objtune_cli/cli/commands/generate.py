@@ -1,5 +1,6 @@
 """`objtune generate`: prompts to images."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from objtune_cli.cli import completion
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_sampling
 from objtune_cli.cli.stdin import read_prompts
 
 
@@ -15,11 +16,11 @@ from objtune_cli.cli.stdin import read_prompts
 def generate(
     run: CommandRun,
     prompt: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.'
         ),
-    ],
+    ] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -29,12 +30,17 @@ def generate(
             autocompletion=completion.adapter_ref,
         ),
     ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="Also read prompts from a file, one a line."),
+    ] = None,
     out: Out = None,
     **sampling: Any,
 ) -> CommandResult:
     from objtune_cli.generation import stage
 
-    prompts = read_prompts(prompt)
+    prompt = prompt or []
+    prompts = read_prompts(prompt, prompts_file)
     if len(prompt) > 2 and not any(" " in text or text == "-" for text in prompt):
         run.report.note(
             f'these are {len(prompt)} prompts of one word each; put one prompt in quotes: "{" ".join(prompt)}"'
@@ -44,4 +50,4 @@ def generate(
     config = resolve_sampling(ctx, sampling)
     source = ctx.store.find(adapter, ("adapter",)) if adapter else None
     results = stage.run(ctx, prompts, config, out, source)
-    return CommandResult(results, printed="images", extra=describe_loras(ctx, results))
+    return CommandResult(results, printed="images", extra=describe_prompts(ctx, results))

@@ -8,7 +8,7 @@ import typer
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.photo_options import locate_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_loras, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_sampling
 from objtune_cli.config.sections import Place
 
 SIZES = ("width", "height", "size")
@@ -57,4 +57,4 @@ def place(
     config = resolve_sampling(ctx, sampling | dict.fromkeys(SIZES))
     options = ctx.settings.resolve(Place, change=change, max_retries=retries, strict=True if strict else None)
     results = stage.run(ctx, prompt, locate_photo(ctx, into), location, config, options, out)
-    return CommandResult(results, printed="images", extra=describe_loras(ctx, results))
+    return CommandResult(results, printed="images", extra=describe_prompts(ctx, results))

@@ -20,13 +20,14 @@ def run_(
         ),
     ] = 1,
 ) -> CommandResult:
+    from objtune_cli.config.sections import Generate
     from objtune_cli.store.disk_errors import translate_os_errors
     from objtune_cli.workflow import job_file as reader
     from objtune_cli.workflow import job_pool
 
     listed = reader.read_jobs(file, run.report.note)
     project = run.project(create=True)
-    reader.check_prompts(listed, project.store)
+    reader.check_prompts(listed, project.store, run.settings(project).resolve(Generate).prompt_syntax)
     run.stop.install()
     with translate_os_errors(project.folder):
         results = job_pool.run(listed, project, jobs, run.report, run.stop.stop_signal)
