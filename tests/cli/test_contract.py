@@ -121,7 +121,7 @@ USAGE = [
     (["list", "--project", "x" * 300], "is not a folder"),
     (["init", "--project", "x" * 300], "is not a folder"),
     (["init", "--project", "objtune.toml"], "objtune.toml is not a folder"),
-    (["generate"], "Missing argument"),
+    (["generate"], "there is no prompt"),
 ]
 
 
