@@ -13,7 +13,9 @@ from objtune_cli.lora import file_names
 from objtune_cli.models import hub_cache
 from objtune_cli.models.families import Family
 from objtune_cli.store.artifacts import Record
-from objtune_cli.store.refs import Ref
+from objtune_cli.store.kinds.adapter import EMBEDDING_ROLE
+from objtune_cli.store.kinds.embedding import mask_inputs
+from objtune_cli.store.refs import Ref, parse
 from objtune_cli.store.store import Store
 from objtune_cli.workflow.output_files import OutputFile
 
@@ -47,9 +49,21 @@ def list_outputs(
         for picture in store.list_images(record.ref)
     ]
     text = _front_matter(record, family) + _body(
-        record, family, files, [file.path.relative_to(out).as_posix() for file in images], words
-    )
+        record, family, files, [file.path.relative_to(out).as_posix() for file in images], words,
+        _describe_source(store, record),
+    )  # fmt: skip
     return [*images, OutputFile(out / "README.md", _sign(record, text), partial(_is_untouched, store, versions))]
+
+
+def _describe_source(store: Store, record: Record) -> str:
+    """The photos of the object or objects as the start of a sentence; without them if their artifacts are removed."""
+    count = 0
+    for role, source in record.inputs.items():
+        if role.startswith(EMBEDDING_ROLE):
+            with contextlib.suppress(ObjtuneError):
+                origin = store.read_record(store.resolve(parse(source["ref"])))
+                count = max(count, len(mask_inputs(origin.inputs)))  # several objects share one photo
+    return {0: "Made", 1: "Learned from one photo"}.get(count, f"Learned from {count} photos")
 
 
 def _sign(record: Record, text: str) -> bytes:
@@ -91,7 +105,9 @@ def _front_matter(record: Record, family: Family) -> str:
     return "\n".join([*lines, f"instance_prompt: {json.dumps('a photo of ' + words)}", "---", "", ""])
 
 
-def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str]) -> str:
+def _body(
+    record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str], source: str
+) -> str:
     """Text of the card: trigger words, files, example code, settings, metrics and licence."""
     name, link = base_licence(record, family)
     base = _base_repository(record) or record.base.get("id", "?")
@@ -107,7 +123,7 @@ def _body(record: Record, family: Family, files: Sequence[str], shown: Sequence[
 
 {pictures}
 
-Learned from one photo by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")} and the objects' own words.
+{source} by `objtune` on {base} ({family.title}); LoRA of rank {record.config.get("rank", "?")} and the objects' own words.
 
 ## Words
 

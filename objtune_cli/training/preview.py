@@ -1,6 +1,8 @@
 """The sheet that `train` leaves beside an adapter: what a person looks at first."""
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objtune_cli.images import png
 from objtune_cli.models.prompts import SCENES
@@ -8,6 +10,28 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.training import load_subjects
 from objtune_cli.workflow import trained_objects
 from objtune_cli.workflow.context import StageContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PHOTOS = 9
+"""Largest number of photos in the sheet."""
+
+
+def _tile(photos: "Tensor") -> "Tensor":
+    """Photos (N, 3, S, S) in rows and columns of one image (1, 3, S, S), white where there is none; one photo stays as it is."""
+    import torch
+    import torch.nn.functional as F
+
+    if len(photos) == 1:
+        return photos
+    size, columns = photos.shape[-1], math.ceil(math.sqrt(min(len(photos), MAX_PHOTOS)))
+    side = size // columns
+    sheet = torch.ones_like(photos[:1])
+    for i, photo in enumerate(photos[:MAX_PHOTOS]):
+        y, x = (side * n for n in divmod(i, columns))
+        sheet[0, :, y : y + side, x : x + side] = F.interpolate(photo[None], size=(side, side), mode="area")[0]
+    return sheet
 
 
 def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
@@ -27,7 +51,7 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     words = trained_objects.add_placeholders(model, objects, weights)
     layers.load(model, weights[objects[0].name])
     subject = load_subjects.load_subjects(ctx, starts[-1:])[0]
-    photo = subject.augmented_views(1, model.resolution)[:1]
+    photo = _tile(subject.augmented_views(1, model.resolution))
     placeholders = " and ".join(f"<{item.name}>" for item in objects)
     class_text = " and ".join(f"a {word}" for word in record.objects.values())
     prompts = [words.expand(f"a photo of {placeholders} {place}") for place in SCENES] + [

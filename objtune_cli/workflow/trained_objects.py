@@ -1,6 +1,7 @@
 """Finds the trained objects of a project and loads them for sampling."""
 
 import contextlib
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -202,12 +203,13 @@ def load_sources(ctx: StageContext, item: PromptObject) -> list[MaskArtifact]:
 
 
 def aspect_ratio(ctx: StageContext, item: PromptObject) -> float:
-    """Width over height of an object in its first photo; 1 if the photo was removed."""
-    sources = load_sources(ctx, item)
-    if not sources:
-        return 1.0
-    ys, xs = (sources[0].mask > 127).nonzero()
-    return float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)) if len(ys) else 1.0
+    """Width over height of an object, the geometric mean over its photos; 1 if they were removed."""
+    ratios = []
+    for source in load_sources(ctx, item):
+        ys, xs = (source.mask > 127).nonzero()
+        if len(ys):
+            ratios.append(float((xs.max() - xs.min() + 1) / (ys.max() - ys.min() + 1)))
+    return statistics.geometric_mean(ratios) if len(ratios) > 1 else next(iter(ratios), 1.0)
 
 
 def add_placeholders(

@@ -20,7 +20,7 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.augmentation import PhotoLayers, views, views_of_photos
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.store.store import Store
-from objtune_cli.training import multi_trainer, self_evaluation
+from objtune_cli.training import multi_trainer, preview, self_evaluation
 from objtune_cli.training.batches import VALIDATION_SAMPLES, BatchSampler
 from objtune_cli.training.stage import group_photos
 from objtune_cli.training.subjects import Subject, SubjectPhoto, encode_views
@@ -239,6 +239,21 @@ def test_scores_and_preview_of_two_photos(cli: Any, photos: tuple[str, str], fas
     document = json.loads(done.out)
     assert done.code == 0 and len(document["images"]) == 1, done.err
     assert {"identity", "drift", "copy", "prompt"} <= set(document["metrics"]["adapter/dog@1"])
+    sheet = np.asarray(Image.open(document["images"][0]))
+    cell = sheet[4:, 4:][: (sheet.shape[0] - 12) // 2, : (sheet.shape[1] - 16) // 3].astype(int)
+    half = len(cell) // 2
+    assert cell[half + half // 3 :].min() == 255  # two of four places are empty
+    assert np.abs(cell[:half, :half] - cell[:half, half : 2 * half]).mean() > 1
+    assert cli("export", "dog", "--format", "hub", "--out", "card").code == 0
+    assert "Learned from 2 photos by `objtune`" in Path("card/README.md").read_text()
+
+
+def test_one_photo_stays_as_it_is_in_the_preview() -> None:
+    photos = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert preview._tile(photos[:1]) is not None and torch.equal(preview._tile(photos[:1]), photos[:1])
+    tiled = preview._tile(photos)
+    assert tiled.shape == (1, 3, 12, 12) and torch.equal(tiled[0, :, 6:, 6:], torch.ones(3, 6, 6))
+    assert torch.allclose(tiled[0, :, :6, 6:].mean((1, 2)), photos[1].mean((1, 2)), atol=1e-6)
 
 
 def test_init_embedding_takes_masks_one_by_one_or_together(train: Any, cli: Any, photos: tuple[str, str]) -> None:
