@@ -7,7 +7,7 @@ Every function takes a project as `project` gives it, does what the command of i
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,25 +194,41 @@ def _segment_photos(
         return [each.ref for each in several_photos.run(ctx, requests)]
 
 
+def _sampling(ctx: StageContext, **settings: Any) -> Generate:
+    """The settings of `generate`; `lora` may be a list.
+
+    Raises:
+        UsageError: There is no such setting.
+    """
+    known = {field.name for field in fields(Generate)}
+    unknown = next((name for name in settings if name not in known), None)
+    if unknown:
+        raise UsageError(f"generate has no setting {unknown}", f"known: {', '.join(sorted(known))}")
+    if isinstance(settings.get("lora"), list | tuple):
+        settings["lora"] = "".join(f"{each}\n" for each in settings["lora"])
+    return ctx.settings.resolve(Generate, **settings)
+
+
 def generate(
     ctx: StageContext, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None, **settings: Any,
 ) -> list[StageResult]:  # fmt: skip
-    """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object."""
+    """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object; other settings of `generate` by their names: `lora="style.safetensors:0.7"`, `scheduler="euler_a"`."""
     from objtune_cli.generation import stage
 
     with _lock_project(ctx):
         return stage.run(
             ctx,
             list(prompts),
-            ctx.settings.resolve(
-                Generate,
+            _sampling(
+                ctx,
                 num_images=n,
                 seed=seed,
                 width=width,
                 height=height,
                 strength=strength,
                 negative_prompt=negative,
+                **settings,
             ),
             to_path(out) if out else None,
         )
@@ -220,9 +236,9 @@ def generate(
 
 def compose(
     ctx: StageContext, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None,
+    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None, **settings: Any,
 ) -> StageResult:  # fmt: skip
-    """Objects together; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
+    """Objects together; other settings as of `generate`; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
     from objtune_cli.composition import layout, stage
 
     given = layout.parse_places(
@@ -233,8 +249,15 @@ def compose(
         ]
     )
     with _lock_project(ctx):
-        config = ctx.settings.resolve(
-            Generate, num_images=n, seed=seed, width=width, height=height, strength=strength, negative_prompt=negative
+        config = _sampling(
+            ctx,
+            num_images=n,
+            seed=seed,
+            width=width,
+            height=height,
+            strength=strength,
+            negative_prompt=negative,
+            **settings,
         )
         return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
 

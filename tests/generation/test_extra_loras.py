@@ -309,3 +309,15 @@ def test_a_lora_that_breaks_the_images_is_named(studio: Callable) -> None:
     save_file(wild, "wild.safetensors")
     result = studio("generate", "<dog>", *ONE, "--lora", "wild.safetensors:10")
     assert result.code == 9 and "with the LoRA wild" in result.err and not Store.at(Path()).list("scene")
+
+
+def test_the_library_takes_them_too(studio: Callable, base: Path) -> None:
+    import objtune_cli
+    from objtune_cli.errors import UsageError
+
+    ctx = objtune_cli.project(".", base=str(base))
+    (result,) = objtune_cli.generate(ctx, "<dog>", n=1, lora=["style.safetensors:0.7", "cup"], scheduler="Euler a")
+    text = Image.open(result.images[0]).text["parameters"]
+    assert text.startswith("<dog> <lora:style:0.7> <lora:cup:1>\n") and "Sampler: Euler a" in text
+    with pytest.raises(UsageError, match="generate has no setting lroa"):
+        objtune_cli.generate(ctx, "<dog>", lroa="style.safetensors")
