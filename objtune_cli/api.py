@@ -217,21 +217,10 @@ def generate(
     from objtune_cli.generation import stage
 
     with _lock_project(ctx):
-        return stage.run(
-            ctx,
-            list(prompts),
-            _sampling(
-                ctx,
-                num_images=n,
-                seed=seed,
-                width=width,
-                height=height,
-                strength=strength,
-                negative_prompt=negative,
-                **settings,
-            ),
-            to_path(out) if out else None,
-        )
+        config = _sampling(
+            ctx, num_images=n, seed=seed, width=width, height=height, strength=strength, negative_prompt=negative, **settings
+        )  # fmt: skip
+        return stage.run(ctx, list(prompts), config, to_path(out) if out else None)
 
 
 def compose(
