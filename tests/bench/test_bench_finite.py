@@ -5,6 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
 import numpy as np
 import pytest
 import torch

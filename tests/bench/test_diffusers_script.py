@@ -1,7 +1,7 @@
 """diffusers' own training script beside ours: how it is asked, timed and stopped."""
 
 import json
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ for step in range(1000):
     layer(torch.ones(1, 4)).sum().backward()
     chosen.step()
     time.sleep(0.3 if step < 3 else 0.01)
-    print("step", step + 1)
+    open(sys.argv[0] + ".steps", "a").write(f"{step + 1}\\n")
 """
 
 
@@ -34,29 +34,17 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-def test_steps_are_timed_after_the_first_and_the_script_ends_when_there_are_enough(tmp_path: Path) -> None:
-    (tmp_path / "loop.py").write_text(LOOP)
-    done = subprocess.run(
-        [sys.executable, "-m", "objtune_cli.bench.suites.diffusers_script", str(tmp_path / "loop.py")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    lines = done.stdout.splitlines()
-    found = json.loads(lines[-1])
-    assert 0.01 <= found["step_s"] < 0.3 and found["memory_mb"] >= 0
-    assert (
-        f"step {diffusers_script.WARM_UP + diffusers_script.STEPS - 1}" in lines
-        and f"step {diffusers_script.WARM_UP + diffusers_script.STEPS}" not in lines
-    )
-
-
-def test_the_script_is_given_one_photo_the_class_and_the_model(tmp_path: Path, bare: list[Path]) -> None:
+def test_the_script_is_given_one_photo_and_stopped_when_there_are_enough_steps(
+    tmp_path: Path, bare: list[Path]
+) -> None:
+    """Steps are timed after the first ones, which are slower."""
     (tmp_path / "says.py").write_text(
         "import json, sys; open(sys.argv[0] + '.json', 'w').write(json.dumps(sys.argv[1:]))\n" + LOOP
     )
     found = diffusers_script.time_script(tmp_path / "says.py", tmp_path / "work", "cpu", 24)
-    assert found["step_s"] > 0 and bare == [tmp_path / "work" / "model"]
+    assert 0.01 <= found["step_s"] < 0.3 and found["memory_mb"] >= 0 and bare == [tmp_path / "work" / "model"]
+    steps = (tmp_path / "says.py.steps").read_text().split()
+    assert len(steps) == diffusers_script.WARM_UP + diffusers_script.STEPS - 1  # the last one ends it
     said = json.loads((tmp_path / "says.py.json").read_text())
     value = {flag: said[i + 1] for i, flag in enumerate(said[:-1]) if flag.startswith("--")}
     assert (
@@ -71,18 +59,33 @@ def test_the_script_is_given_one_photo_the_class_and_the_model(tmp_path: Path, b
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("raise ValueError('no such base')", "no such base"),
-        ("print(1)", "too few steps"),
-        ("raise SystemExit(3)", "failed"),
-    ],
-)
-def test_a_script_that_fails_is_told_in_its_own_words(tmp_path: Path, bare: list[Path], text: str, said: str) -> None:
-    (tmp_path / "bad.py").write_text(text)
-    with pytest.raises(ResourceError, match=said):
+def test_a_script_that_fails_is_told_in_its_own_words(tmp_path: Path, bare: list[Path]) -> None:
+    (tmp_path / "bad.py").write_text("raise ValueError('no such base')")
+    with pytest.raises(ResourceError, match="bad.py failed: ValueError: no such base"):
         diffusers_script.time_script(tmp_path / "bad.py", tmp_path / "work", "cpu", 24)
+
+
+def test_a_script_that_fails_without_a_word_is_told(
+    tmp_path: Path, bare: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.py").touch()
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(ResourceError, match="bad.py failed: it printed nothing"):
+        diffusers_script.time_script(tmp_path / "bad.py", tmp_path / "work", "cpu", 24)
+
+
+@pytest.mark.parametrize(("text", "left"), [("print(1)", "too few steps to time: 0"), ("raise SystemExit(3)", "3")])
+def test_a_script_that_ends_too_soon_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, left: str
+) -> None:
+    """In the process of the script: a text as the exit code is printed, and is failure."""
+    import torch
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)  # restored afterwards, as are the arguments
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(SystemExit, match=left):
+        diffusers_script._run_timed(str(tmp_path / "bad.py"), [])
 
 
 def test_a_signal_ends_the_script_too(tmp_path: Path, bare: list[Path]) -> None:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
+
+# isort: split
 import cv2
 import numpy as np
 import pytest

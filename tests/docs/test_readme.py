@@ -18,12 +18,12 @@ from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 SHORTER = {
-    "OBJTUNE_TRAIN_MAX_STEPS": "90",
+    "OBJTUNE_TRAIN_MAX_STEPS": "40",
     "OBJTUNE_TRAIN_SELF_EVALUATION": "false",
-    "OBJTUNE_PRIOR_NUM_CLASS_IMAGES": "6",
-    "OBJTUNE_PRIOR_NUM_PREDICTIONS": "48",
+    "OBJTUNE_PRIOR_NUM_CLASS_IMAGES": "2",
+    "OBJTUNE_PRIOR_NUM_PREDICTIONS": "8",
 }
-"""A quarter of the steps that one object takes at most, half of a class's prior, and no scores, which nothing here reads."""
+"""A tenth of the steps that one object takes at most, a small class prior, and no scores, which nothing here reads."""
 APART = "## Learn several objects from one photo"
 
 

@@ -15,8 +15,8 @@ SERVER = '''
 """A process that has imported everything once and forks a child for every attempt."""
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-base, photo, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
-SETTINGS = ["train.max_steps=16", "train.rank=2", "train.num_augmentations=4", "init-embedding.steps=3", "prior.num_class_images=2", "prior.num_predictions=4", "train.num_teacher_samples=2",
+base, photo, kills, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+SETTINGS = [f"train.max_steps={steps}", "train.rank=2", "train.num_augmentations=4", "init-embedding.steps=3", "prior.num_class_images=2", "prior.num_predictions=4", "train.num_teacher_samples=2",
             "train.self_evaluation=false", "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99"]
 LINE = ["train", photo, "--class", "dog", "--base", base, "--no-preview", "--quiet", *(w for s in SETTINGS for w in ("--set", s))]
 import objtune_cli.models.base_model
@@ -129,13 +129,16 @@ print(json.dumps({"killed": killed, "runs": runs, "differ": differ, "alone": alo
 
 
 @pytest.mark.timeout(3600)
-@sized(2, 200)
-def test_f2_killed_training(size: int, base: Path, dog_photo: Path, project: Path, say: Callable[[str], None]) -> None:
-    line = [sys.executable, "-c", SERVER, str(base), str(dog_photo), str(size)]
+@sized((2, 8), (200, 16))
+def test_f2_killed_training(
+    size: tuple[int, int], base: Path, dog_photo: Path, project: Path, say: Callable[[str], None]
+) -> None:
+    kills, steps = size
+    line = [sys.executable, "-c", SERVER, str(base), str(dog_photo), str(kills), str(steps)]
     done = subprocess.run(line, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["killed"] >= size
+    assert told["killed"] >= kills
     assert told["differ"] == 0
     assert told["noticed"] == {"forget_optimizer": True, "forget_step": True}, (
         "what is compared does not depend on the saved state"
