@@ -91,6 +91,7 @@ def _plan_model(repository: str, progress: DownloadProgress) -> DownloadPlan:
         *hub_cache.FEATURE_MODEL_FILES,
         *hub_cache.SEGMENTER_FILES,
         *vae_override.FILES,
+        *hub_cache.WEIGHT_SHARDS,
         hub_cache.PICKLED_WEIGHTS,
     )
     return hub_download.plan_download(repository, repository, "main", progress, patterns, _check_feature_model_files)
@@ -169,16 +170,23 @@ def _is_complete(name: str) -> bool:
 
 
 def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
-    """Check that a repository has a transformers model, and return the pickle to ignore if there are safetensors.
+    """Check that a repository has a transformers model, and return the further forms of its weights, which are ignored.
 
     Raises:
         InputError: The repository has no such model.
     """
-    if "config.json" in files and vae_override.FILES[-1] in files:
-        return (hub_cache.PICKLED_WEIGHTS,)
-    if "config.json" not in files or not {"model.safetensors", hub_cache.PICKLED_WEIGHTS} & set(files):
+    shards = [file for file in files if any(fnmatch(file, pattern) for pattern in hub_cache.WEIGHT_SHARDS)]
+    forms = [
+        [file for file in files if file == hub_cache.SINGLE_WEIGHTS],
+        shards if hub_cache.SHARD_INDEX in shards else [],
+        [file for file in files if file == hub_cache.PICKLED_WEIGHTS],
+    ]
+    if vae_override.FILES[-1] in files:
+        forms.insert(0, [vae_override.FILES[-1]])
+    best = next((form for form in forms if form), None)
+    if "config.json" not in files or best is None:
         raise InputError(
             f"{name} holds no model of transformers",
             "give the id of a repository with config.json and model.safetensors",
         )
-    return (hub_cache.PICKLED_WEIGHTS,) if "model.safetensors" in files else ()
+    return tuple(file for form in (*forms, shards) for file in form if file not in best)

@@ -1,6 +1,7 @@
 """The models that Hugging Face's cache holds on this machine; nothing is downloaded here."""
 
 import contextlib
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ REVISIONS = {repository: commit for family in FAMILIES for repository, commit in
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *CLIP_FOLDERS)))
 BASE_FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 """The files of a base model's repository that `fetch` downloads; pickles are not among them."""
+SINGLE_WEIGHTS = "model.safetensors"
 FEATURE_MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -23,9 +25,12 @@ FEATURE_MODEL_FILES = (
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
-    "model.safetensors",
+    SINGLE_WEIGHTS,
 )
 """The files of a CLIP or DINO repository."""
+SHARD_INDEX = "model.safetensors.index.json"
+WEIGHT_SHARDS = (SHARD_INDEX, "model-*-of-*.safetensors")
+"""The weights of large models in several files, instead of one."""
 SEGMENTER_FILES = ("processor_config.json",)
 """The further files of a repository of SAM 2.1 or SAM 3."""
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -69,16 +74,28 @@ def find_snapshot(repository: str) -> Path | None:
 
 
 def find_transformers_model(repository: str, *, is_segmenter: bool = False) -> Path | None:
-    """Return the folder of a complete CLIP, DINO or segmenter in the cache; safetensors come before pickles."""
+    """Return the folder of a complete CLIP, DINO or segmenter in the cache; safetensors, in one file or several, come before pickles."""
     from huggingface_hub import snapshot_download
 
-    forms: list[tuple[str, ...]] = [FEATURE_MODEL_FILES, (*FEATURE_MODEL_FILES, PICKLED_WEIGHTS)]
-    for files in [(*SEGMENTER_FILES, *FEATURE_MODEL_FILES)] if is_segmenter else forms:
+    files = (*SEGMENTER_FILES, *FEATURE_MODEL_FILES) if is_segmenter else FEATURE_MODEL_FILES
+    forms = {SINGLE_WEIGHTS: files, SHARD_INDEX: (*files, *WEIGHT_SHARDS)}
+    forms |= {} if is_segmenter else {PICKLED_WEIGHTS: (*files, PICKLED_WEIGHTS)}
+    for weights, patterns in forms.items():
         with contextlib.suppress(*CACHE_ERRORS):
-            folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(files)))
-            if (folder / files[-1]).exists():
+            folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(patterns)))
+            if (folder / weights).exists() and (weights != SHARD_INDEX or _has_shards(folder)):
                 return folder
     return None
+
+
+def _has_shards(folder: Path) -> bool:
+    """Whether all files of weights that the index names are there.
+
+    Raises:
+        ValueError: The index cannot be read.
+    """
+    shards = json.loads((folder / SHARD_INDEX).read_bytes()).get("weight_map", {})
+    return bool(shards) and all((folder / name).exists() for name in set(shards.values()))
 
 
 def find_any_snapshot(repository: str) -> Path | None:

@@ -13,8 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
+import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before the libraries below ask for it)
 
+# isort: split
+import pytest
+import torch
+
+from objtune_cli.interchange import hub as hub_module
 from objtune_cli.models import hub_cache, needed_models, registry, segmenter_lookup
 from objtune_cli.models.families import FAMILIES
 from tests.support.json_schema import check
@@ -236,6 +241,42 @@ def test_a_companion_that_cannot_be_opened_is_left_out_with_a_note(hub: Hub) -> 
     assert done.returncode == 0
     assert [each["repository"] for each in json.loads(done.stdout)["others"]] == [SAM]
     assert f"{CLIP} holds no model of transformers; it is left out" in done.stderr
+
+
+def test_weights_in_several_files_are_brought_and_opened(hub: Hub, base: Path) -> None:
+    """As the second CLIP of SDXL has them; a cache without one of them is not complete."""
+    shards = {f"model-0000{n}-of-00002.safetensors": name.encode() for n, name in ((1, "first"), (2, "second"))}
+    index = {"weight_map": dict(zip(("a", "b"), shards, strict=True))}
+    others = {"config.json": b"{}", "pytorch_model-00001-of-00002.bin": b"a pickle", "pytorch_model.bin": b"a pickle"}
+    hub.others = {CLIP: {**others, **shards, "model.safetensors.index.json": json.dumps(index).encode()}}
+    done = objtune("fetch", "--model", CLIP, "--json")
+    assert done.returncode == 0, done.stderr
+    folder = Path(json.loads(done.stdout)["folder"])
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", *shards, "model.safetensors.index.json"]
+    assert json.loads(objtune("fetch", "--model", CLIP, "--json").stdout)["reused"]
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    again = json.loads(objtune("fetch", "--model", CLIP, "--json").stdout)
+    assert not again["reused"] and (folder / "model-00002-of-00002.safetensors").read_bytes() == b"second"
+    hub.others[CLIP]["model.safetensors"] = b"whole"
+    assert set(hub_module._check_feature_model_files(CLIP, [*hub.others[CLIP]])) == {
+        *shards,
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+    }
+
+
+def test_a_clip_in_several_files_opens_as_one(base: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    from objtune_cli.models import clip, loading
+
+    model = loading.load(base, torch.device("cpu"), torch.float32)
+    whole = clip.load(base / "clip", model)
+    CLIPModel.from_pretrained(base / "clip").save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    parts = clip.load(tmp_path / "parts", model)
+    weights = parts.clip.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in whole.clip.state_dict().items())
 
 
 def test_a_file_that_arrives_damaged_is_not_kept(hub: Hub) -> None:
