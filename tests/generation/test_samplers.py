@@ -90,6 +90,8 @@ def test_samplers_step_as_diffusers_does(opened: Any, name: str) -> None:
     torch.testing.assert_close(
         sample(model, "a dog", [9], SamplingSettings(5, 4.0, name))[0], ours[1], rtol=1e-4, atol=rounding
     )
+    middle = resample(model, ours, "a dog", [3, 9], 0.5, SamplingSettings(6, 4.0, name))
+    assert middle.isfinite().all() and 1e-3 < (middle - ours).abs().max() < 100
 
 
 @pytest.mark.parametrize("name", OF_FLOWS)
