@@ -3,12 +3,14 @@
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from objtune_cli.composition import layout_from_prompt
 from objtune_cli.models import prompt_encoding, prompt_syntax
 from objtune_cli.models.families import bundled_tokenizers
 from objtune_cli.models.prompt_syntax import MAX_WEIGHT, ParsedPrompt, parse, write
@@ -141,3 +143,21 @@ def test_a_part_of_a_prompt_keeps_its_weights_and_breaks() -> None:
 )
 def test_lora_tags_are_names_and_weights(typed: str, text: str, loras: tuple) -> None:
     assert prompt_syntax.take_loras(typed, {"dog"}.__contains__) == (text, loras)
+
+
+PROMPT = "a photo of a <dog> in a hat on the left and the <cup>, <dog> on the right, at night"
+
+
+@pytest.mark.parametrize("name", ["dog", "cup"])
+def test_the_prompt_of_one_object_keeps_weights_and_breaks(name: str) -> None:
+    """Without syntax it is the plain one."""
+    characters = partial(layout_from_prompt.object_characters, name=name)
+    assert prompt_syntax.edit(PROMPT, "a1111", characters) == layout_from_prompt.object_prompt(PROMPT, name)
+    weighted = (
+        PROMPT.replace("<cup>", "(<cup>:1.3)").replace("a <dog>", "a [<dog>]").replace(", at", " BREAK at (big) ")
+    )
+    parsed = parse(prompt_syntax.edit(weighted, "a1111", characters), "a1111")
+    plain = prompt_syntax.plain_text(weighted, "a1111")
+    assert parsed.text == layout_from_prompt.object_prompt(plain, name) and len(parsed.breaks) == 1
+    weights = dict(zip(parsed.text, parsed.weights, strict=True))
+    assert weights["<"] == {"dog": 0.909091, "cup": 1.3}[name] and weights["b"] == 1.1
