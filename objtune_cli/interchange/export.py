@@ -85,7 +85,7 @@ def _check_arguments(ref: Ref, form: str, dtype: str) -> None:
         IncompatibleError: No adapter. UsageError: no such format.
     """
     if ref.kind != "adapter":
-        raise IncompatibleError(f"{ref} is no adapter", "`objtune list adapter` shows what can be exported")
+        raise IncompatibleError(f"{ref} is not an adapter", "`objtune list adapter` shows what can be exported")
     for what, value, choices in (("format", form, FORMATS), ("number format", dtype, tuple(DTYPES))):
         if value not in choices:
             raise UsageError(f"there is no {what} {value}", f"one of {', '.join(choices)}")
@@ -108,7 +108,7 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
     if trigger and words[name] != out.stem:
         raise UsageError(
             f"the file {out.name} and --trigger {words[name]} are two names",
-            "a file's name is its trigger: leave one of them away",
+            "a file's name is its trigger: give only one of them",
         )
     return {name: out.stem}
 

@@ -45,7 +45,7 @@ def fetch_base(
         Stopped: A signal arrived; finished files stay.
     """
     if name == "toybox" or Path(name).is_dir():
-        report.note(f"{name} lies here already: nothing to bring")
+        report.note(f"{name} is already downloaded")
         return [FetchResult(name, "", "", registry.resolve(name).folder)]
     progress = DownloadProgress(report, stopped)
     base = _plan_base(name, progress)
@@ -69,7 +69,7 @@ def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -
         UsageError: The id is not a hub id. Otherwise as `fetch_base`.
     """
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        raise UsageError(f"{repository} is no hub id", "for example `objtune fetch --model facebook/dino-vits16`")
+        raise UsageError(f"{repository} is not a hub id", "for example `objtune fetch --model facebook/dino-vits16`")
     progress = DownloadProgress(report, stopped)
     return _bring([_plan_model(repository, progress)], report, progress)[0]
 

@@ -139,7 +139,7 @@ def _refuse_other_formats(file: ImportFile) -> None:
         text = " ".join(data[: error.start].decode().split()) if error.start > 390 else ""
     if text and text.isprintable() and len(data) < MAX_CONFIG:
         raise InputError(f"{what} is a text, not a model: {text[:80]!r}", LOGIN_HINT)
-    raise InputError(f"{what} is no safetensors file, or is cut off", "download it again")
+    raise InputError(f"{what} is not a safetensors file, or is cut off", "download it again")
 
 
 def _describe_json(what: str, data: bytes) -> tuple[str, str]:
@@ -190,7 +190,7 @@ def _convert_pickle(name: str, data: bytes) -> bytes:
         if done.returncode or not target.exists():
             last_line = (done.stderr.strip().splitlines() or ["it was ended"])[-1][:120]
             raise InputError(
-                f"{name} is no pickle of plain tensors: {last_line}",
+                f"{name} is not a pickle of plain tensors: {last_line}",
                 "get it as .safetensors, or save it as one where it was made",
             )
         return target.read_bytes()

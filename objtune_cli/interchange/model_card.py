@@ -175,7 +175,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="objtune export")
     except HFValidationError:
-        raise InputError(f"{repository} is no name of a repository", "for example `--push you/rex`") from None
+        raise InputError(f"{repository} is not a repository name", "for example `--push you/rex`") from None
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         lines = str(error).strip().splitlines()
         raise ResourceError(

@@ -143,7 +143,7 @@ def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
         )
     rows = value.float() if value.ndim == 2 else value.float()[None]
     if not bool(torch.isfinite(rows).all()):
-        raise InputError(f"{what} holds values that are no numbers", "the training that wrote it had diverged")
+        raise InputError(f"{what} has NaN or infinite values", "the training that wrote it had diverged")
     if float(rows.abs().max()) > LARGEST_NUMBER:
         raise InputError(f"{what} holds numbers too large to compute with", "the training that wrote it had diverged")
     return rows

@@ -27,7 +27,7 @@ def read_factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: 
         if part != "alpha" and value.dtype not in FLOAT_TYPES:
             kind = str(value.dtype).removeprefix("torch.")
             raise InputError(
-                f"{source.what} holds {kind} numbers in {stem}, which mean nothing alone",
+                f"{source.what} holds {kind} numbers in {stem}, which need scales that the file lacks",
                 "it is quantised; give it in fp32, fp16 or bf16",
             )
     pairs = []
@@ -84,7 +84,7 @@ def _read_low_rank(source: Source, parts: Mapping[str, Tensor], place: Place, mo
     shape = tuple(module.weight.shape)
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or not down.numel() or not up.numel():
         raise InputError(
-            f"{source.what} holds a layer without ranks: {own} {tuple(down.shape)}, {tuple(up.shape)}", GET_AGAIN
+            f"{source.what} has LoRA factors of a wrong shape: {own} {tuple(down.shape)}, {tuple(up.shape)}", GET_AGAIN
         )
     if "mid" in parts:
         down = _multiply_middle(source, own, down, parts["mid"].float())
@@ -146,7 +146,7 @@ def _read_scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int
     alpha = float(parts["alpha"]) / rank
     if not abs(alpha) < LARGEST_NUMBER:
         raise InputError(
-            f"{source.what} holds values that are no numbers: the alpha of {own}",
+            f"{source.what} has NaN or infinite values in the alpha of {own}",
             "the training that wrote it had diverged",
         )
     if from_settings is not None and abs(from_settings - alpha) > 1e-6 * max(abs(from_settings), abs(alpha)):
@@ -181,7 +181,7 @@ def _check_numbers(source: Source, own: str, down: Tensor, up: Tensor, *, scaled
     for factor in (down, up):
         if not bool(torch.isfinite(factor).all()):
             raise InputError(
-                f"{source.what} holds values that are no numbers, in {own}", "the training that wrote it had diverged"
+                f"{source.what} has NaN or infinite values in {own}", "the training that wrote it had diverged"
             )
         if scaled and factor.numel() and float(factor.abs().max()) > LARGEST_NUMBER:
             raise InputError(

@@ -31,7 +31,7 @@ def read_lora(model: BaseModel, source: Source) -> dict[str, Tensor]:
     other = import_kinds.other_kind(source.weights)
     if other:
         verb = "are" if other[0].startswith("has ") else "is"
-        raise IncompatibleError(f"{source.what} {other[0]}, which {verb} not read here", SUPPORTED)
+        raise IncompatibleError(f"{source.what} {other[0]}, which {verb} not supported", SUPPORTED)
     modules = modules_of(model)
     names = places(model, modules, source.network or _guess_text_encoder(model, source))
     layers: dict[str, list[Pair]] = {}
@@ -106,11 +106,11 @@ def _split_key(source: Source, key: str) -> tuple[str, str]:
     if whole:
         layer = import_kinds.WRAPPERS.sub("", whole[1])
         raise IncompatibleError(
-            f"{source.what} has whole trained weights ({layer[:80]}) beside its layers, which are not read here",
+            f"{source.what} has full trained weights ({layer[:80]}) beside its LoRA layers, which are not supported",
             SUPPORTED,
         )
     raise InputError(
-        f"{source.what} holds {key[:80]!r}, which is of no layer",
+        f"{source.what} holds {key[:80]!r}, which belongs to no layer",
         "LoRA files of kohya's scripts, diffusers, peft and ComfyUI are read",
     )
 
@@ -128,11 +128,11 @@ def _explain_unknown_layer(source: Source, stem: str, part: str) -> Incompatible
         norm = re.search(r"norm\d*$|ln_\w+$|_layers[._]0$|(?:^|[._])out[._]0$", stem)
         where = "norms" if norm else "what is no linear layer or convolution of this base"
         return IncompatibleError(
-            f"{source.what} has whole differences of {where} ({stem}), which are not read here", SUPPORTED
+            f"{source.what} has full differences of {where} ({stem}), which are not supported", SUPPORTED
         )
     if re.match(r"lora_te3_|text_encoder_3\.|(?:text_encoders\.)?t5", stem):
         return IncompatibleError(
-            f"{source.what} has layers of T5 ({stem}), which are not read here", "give a LoRA without them"
+            f"{source.what} has layers of T5 ({stem}), which are not supported", "give a LoRA without them"
         )
     return IncompatibleError(f"{source.what} is for another base: no layer {stem} here", source.hint())
 
@@ -141,7 +141,7 @@ def _explain_repeated_layer(source: Source, first: str, second: str) -> InputErr
     """The error for two keys that hold the same layer."""
     return InputError(
         f"{source.what} holds one layer twice: {first[:80]} and {second[:80]}",
-        "it was put together of two files; give one of them",
+        "it was merged from two files; use one of them",
     )
 
 

@@ -72,16 +72,16 @@ def read_config(raw: Mapping[str, Any], what: str) -> Strength:
     """
     kind = str(raw.get("peft_type") or "LORA").rsplit(".", 1)[-1]
     if kind.upper() != "LORA":
-        raise IncompatibleError(f"{what} is of the kind {kind}, which is not read here", "LoRA is")
+        raise IncompatibleError(f"{what} is a {kind} adapter, which is not supported", "only LoRA adapters are")
     for key, reason in CHANGED.items():
         if raw.get(key):
             raise IncompatibleError(
-                f"{what} {reason}, which is not read here", "LoRA is; merge it into its base, and give that as `--base`"
+                f"{what} {reason}, which is not supported", "merge it into its base model, and give that as `--base`"
             )
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and SHIFTED.match(start):
         raise IncompatibleError(
-            f"{what} began from changed weights of its base ({start}), without which it is not whole",
+            f"{what} names changed base weights ({start}), which the LoRA does not contain",
             "save it with peft's `path_initial_model_for_weight_conversion`, which makes a plain LoRA of it",
         )
     return Strength(
@@ -108,7 +108,7 @@ def _number(raw: Mapping[str, Any], key: str, default: Any, what: str, *, whole:
 def _patterns(raw: Mapping[str, Any], key: str, what: str, *, whole: bool = False) -> dict[str, Any]:
     table = raw.get(key) or {}
     if not isinstance(table, dict) or len(table) > MAX_PATTERNS:
-        raise InputError(f"{key} of {what} is no table of layers", "get the file again")
+        raise InputError(f"{key} of {what} is not a table of layers", "get the file again")
     for pattern in table:
         repeats = len(re.findall(r"[*+{]", pattern))
         try:

@@ -117,9 +117,7 @@ class Store:
         except FileNotFoundError:
             raise _missing(path) from None
         if is_intact is False:
-            raise DamagedError(
-                f"{path} is damaged: its bytes are not those that its digest is of", safetensors_format.RESTORE_HINT
-            )
+            raise DamagedError(f"{path} is damaged: its bytes do not match its digest", safetensors_format.RESTORE_HINT)
         return self.read_record(ref), sha256
 
     def compute_sha256(self, ref: Ref) -> str:

@@ -251,7 +251,7 @@ def test_verify_notices_a_changed_input(cli: Cli, project: Path) -> None:
         cli("verify"),
         5,
         "1 of 2 artifacts",
-        "v001.safetensors is damaged: its bytes are not those that its digest is of",
+        "v001.safetensors is damaged: its bytes do not match its digest",
     )
 
 

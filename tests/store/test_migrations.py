@@ -99,7 +99,7 @@ def test_load_without_a_recorded_digest_checks_the_files_own(tmp_path: Path) -> 
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"\2")
     assert store.read_record(ref).name == "rex"
-    with pytest.raises(DamagedError, match="its bytes are not those that its digest is of"):
+    with pytest.raises(DamagedError, match="its bytes do not match its digest"):
         store.read(ref)
 
 
