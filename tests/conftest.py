@@ -19,12 +19,20 @@ COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FO
 
 
 LONG = (
-    "docs/test_readme.py",
-    "bench/test_masks_suite.py",
-    "faults/test_training_faults.py",
-    "docs/test_ci.py",
     "e2e/test_cli_tiny_base.py",
+    "docs/test_readme.py",
+    "training/test_many_stage.py",
+    "composition/test_compose_stage.py",
+    "segmentation/test_segment_stage.py",
+    "training/test_baselines.py",
+    "training/test_multi_trainer.py",
+    "docs/test_ci.py",
+    "faults/test_training_faults.py",
     "training/test_resume.py",
+    "training/test_trainer.py",
+    "e2e/test_cli_families.py",
+    "bench/test_objects_suite.py",
+    "interchange/test_hub.py",
 )
 """Modules that take longest; begun last, one of them would keep a process at work while the other has nothing left."""
 
