@@ -19,6 +19,7 @@ from objtune_cli.toybox.recipe import (
     latent_cache,
     optimizers,
     tokenizer,
+    train_loop,
 )
 from objtune_cli.toybox.recipe import vae as autoencoder
 from objtune_cli.toybox.recipe.dataset import ToyboxDataset
@@ -259,6 +260,14 @@ def test_samples_are_drawn_with_the_average_in_place_and_training_goes_on(tmp_pa
     sampled = _fit(tmp_path / "a", sample=lambda network, step: shown.append((step, network.training)))
     assert shown == [(s, False) for s in range(1, 10)]
     assert all(torch.equal(a, b) for a, b in zip(_weights(sampled), _weights(_fit(tmp_path / "b")), strict=True))
+
+
+def test_samples_are_rarer_than_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks 10 s per reading, with saves at every step: samples are 50 s apart at least."""
+    seconds, shown = itertools.count(0, 10), []
+    monkeypatch.setattr(train_loop.time, "monotonic", lambda: float(next(seconds)))
+    _fit(tmp_path, plan=replace(PLAN, sample_every=50.0), sample=lambda network, step: shown.append(step))
+    assert shown == [3, 6, 9]
 
 
 def test_rate_rises_stays_and_falls() -> None:

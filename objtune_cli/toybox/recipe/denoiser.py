@@ -84,7 +84,7 @@ def train(
     losses = examples.losses(unet)
     plan = Plan(
         preset.denoiser_steps, preset.denoiser_lr, decay=preset.denoiser_decay, ema=0.9985, seed=preset.seed,
-        save_every=300, optimizer=preset.denoiser_optimizer,
+        save_every=300, sample_every=3_600, optimizer=preset.denoiser_optimizer,
     )  # fmt: skip
     show = (lambda step: sample(unet, step)) if sample else None
     unet = fit("denoiser", unet, losses, plan, work, sample=show, device=device)

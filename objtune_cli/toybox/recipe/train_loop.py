@@ -25,7 +25,11 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Length and learning rate: `steps` in all, of which the last fraction `decay` lowers the rate."""
+    """Length and learning rate: `steps` in all, of which the last fraction `decay` lowers the rate.
+
+    States are saved every `save_every` seconds; samples follow a save, `sample_every` seconds after the last ones at the
+    earliest.
+    """
 
     steps: int
     lr: float
@@ -34,6 +38,7 @@ class Plan:
     ema: float = 0.999
     seed: int = 1
     save_every: float = 120.0
+    sample_every: float = 0.0
     optimizer: OptimizerName = "adamw"
 
     def rate(self, step: int) -> float:
@@ -75,7 +80,7 @@ def fit(
     average = [p.detach().clone() for p in params]
     step = _resume(state_file, network, params, optimizer, average)
     network.train()
-    started = saved = time.monotonic()
+    started = saved = sampled = time.monotonic()
     first = step
     recent: dict[str, float] = {}
     while step < plan.steps:
@@ -91,7 +96,8 @@ def fit(
         if time.monotonic() - saved > plan.save_every or step == plan.steps:
             _save(state_file, network, params, optimizer, average, step)
             saved = time.monotonic()
-            if sample is not None and step < plan.steps:
+            if sample is not None and step < plan.steps and saved - sampled >= plan.sample_every:
+                sampled = saved
                 _with_average(network, params, average, functools.partial(sample, step))
     _assign(params, average)
     return network.to("cpu").eval()
