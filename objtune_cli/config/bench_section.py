@@ -25,7 +25,7 @@ class Bench:
     num_base_samples: int = setting(1024, "Samples of `bench base`.", 16, 100_000)
     evaluator: str = setting(
         "",
-        "Weights of the toybox's evaluator for `bench base`. package: the embedded ones.",
+        "File of the toybox's evaluator for `bench base`. package: the embedded one.",
         auto="package",
         path="file",
     )

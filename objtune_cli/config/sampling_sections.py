@@ -77,7 +77,7 @@ class Generate:
     scheduler: str = text_setting(
         "auto",
         f"Sampler: {', '.join(SAMPLERS)}; behind it may stand _karras, _exponential, _beta or _trailing. "
-        "Names of A1111, ComfyUI and diffusers are accepted. auto: the one in the base's folder.",
+        "Names of A1111, ComfyUI and diffusers are accepted. auto: the base model's own.",
         read_scheduler,
         auto="auto",
     )
