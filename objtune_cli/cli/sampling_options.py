@@ -20,8 +20,13 @@ NumImages = Annotated[
 
 
 Seed = Annotated[
-    int | None,
-    typer.Option("--seed", help=f"Seed of the first image, {SEEDS}; -1 is refused.", show_default=str(Generate().seed)),
+    str | None,
+    typer.Option(
+        "--seed",
+        metavar="N[,N…]",
+        help=f"Seed of the first image, {SEEDS}; several with commas: one image of each.",
+        show_default=str(Generate().seed),
+    ),
 ]
 
 
@@ -79,6 +84,12 @@ Height = Annotated[
 
 
 Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Image size, for example 832x1216.")]
+
+
+Aspect = Annotated[
+    str | None,
+    typer.Option("--aspect", metavar="W:H", help="Image shape, for example 3:2, in the base model's own area."),
+]
 
 
 Strength = Annotated[
@@ -141,22 +152,27 @@ NamePattern = Annotated[
 
 
 SAMPLING: dict[str, tuple[Any, Any]] = {
-    "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None),
+    "n": (NumImages, None), "seed": (Seed, None), "width": (Width, None), "height": (Height, None), "size": (Size, None), "aspect": (Aspect, None),
     "steps": (Steps, None), "guidance": (Guidance, None), "negative": (Negative, None), "strength": (Strength, None),
     "style": (Style, None), "wildcards": (Wildcards, None), "lora": (Lora, None), "scheduler": (Scheduler, None),
     "format_": (Format, None), "no_metadata": (NoMetadata, False), "name_pattern": (NamePattern, None),
 }  # fmt: skip
 
 
-def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Generate:
-    """The settings of `generate`, with the options of `SAMPLING` above the other layers."""
-    from objtune_cli.generation import image_size
+def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any], **others: Any) -> Generate:
+    """The settings of `generate`, with the options of `SAMPLING` and `others` above the other layers; of several seeds the first."""
+    from objtune_cli.generation import image_size, variants
 
     width, height = image_size.parse_size(sampling["size"], sampling["width"], sampling["height"])
+    if sampling["aspect"] is not None:
+        if width or height:
+            raise UsageError("--aspect and a size are both given", "give one of them")
+        width, height = image_size.fit_aspect(ctx, image_size.parse_aspect(sampling["aspect"]))
+    seeds = variants.parse_seeds(sampling["seed"])
     return ctx.settings.resolve(
         Generate,
         num_images=sampling["n"],
-        seed=sampling["seed"],
+        seed=seeds[0] if seeds else None,
         width=width,
         height=height,
         num_inference_steps=sampling["steps"],
@@ -170,6 +186,7 @@ def resolve_sampling(ctx: "StageContext", sampling: Mapping[str, Any]) -> Genera
         image_format=sampling["format_"],
         metadata=False if sampling["no_metadata"] else None,
         name_pattern=sampling["name_pattern"],
+        **others,
     )
 
 
@@ -208,6 +225,14 @@ def describe_prompts(ctx: "StageContext", results: "Sequence[StageResult]") -> d
         for ref, config in configs.items()
     ]
     return {"prompts": prompts} | describe_loras(ctx, results)
+
+
+def resolve_variants(ctx: "StageContext", sampling: Mapping[str, Any], **others: Any) -> list[Generate]:
+    """The settings for each seed of `--seed 1,2,3`; one for one seed."""
+    from objtune_cli.generation import variants
+
+    config = resolve_sampling(ctx, sampling, **others)
+    return variants.over_seeds(config, variants.parse_seeds(sampling["seed"]), sampling["n"])
 
 
 def describe_loras(ctx: "StageContext", results: "Sequence[StageResult]") -> dict[str, Any]:

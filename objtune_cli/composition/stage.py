@@ -10,7 +10,7 @@ from objtune_cli.composition.layout import Box, Layout
 from objtune_cli.composition.scene import Scene
 from objtune_cli.config.sections import Compose, Generate, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import extra_loras, image_copies
+from objtune_cli.generation import defaults, extra_loras, image_copies, scene_plan
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
@@ -54,7 +54,7 @@ def run(
     named = _require_objects(request, prompt)
     is_sized = bool(config.width or config.height)
     scene = _build_scene(ctx, request, named, places, config, how, is_sized)
-    generate.note_guidance(ctx, scene.config)
+    defaults.note_guidance(ctx, scene.config)
     record = _make_record(ctx, scene, named, request.negative_objects(0), is_sized)
     result = generate.reuse_scene(ctx, record, scene.config, scene.prompt, decode_scene)
     if result:
@@ -92,7 +92,7 @@ def _build_scene(
     layout.check_places(user_boxes, [o.name for o in objects])
     mentions.note_repeated(ctx, named, objects)
     (loras,) = extra_loras.find_loras(ctx, config.lora, request.loras)
-    config = with_scene_syntax(ctx, request, 0, generate.fill_defaults(ctx, config, loras))
+    config = with_scene_syntax(ctx, request, 0, defaults.fill_defaults(ctx, config, loras))
     scene_layout = _arrange(
         ctx, plain_text(text, config.prompt_syntax), objects, user_boxes, config if is_sized else None
     )
@@ -187,10 +187,10 @@ def _make_record(
     classes = {o.name: o.class_word for o in named}
     settings = (
         identifying(scene.config)
-        | generate.sampler_settings(ctx, scene.config)
+        | scene_plan.sampler_settings(ctx, scene.config)
         | identifying(scene.options)
         | {"prompt": scene.prompt, "places": {n: list(b) for n, b in scene_layout.boxes.items()}}
-        | generate.strength_settings(named)
+        | scene_plan.strength_settings(named)
         | extra_loras.scene_settings(scene.loras)
     )
     if scene_layout.order != [o.name for o in scene.objects]:

@@ -203,6 +203,16 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
 
 
+def parse_value(section: type, name: str, text: str, where: str) -> Any:
+    """The value of one setting of a section from a user's text.
+
+    Raises:
+        UsageError: It has another type, or is out of range. KeyError: The section has no such setting.
+    """
+    item = {f.name: f for f in fields(section)}[name]
+    return _located(item, _checked(item, _from_text(item, text, where), where), where)
+
+
 def _located(item: Any, value: Any, where: str, folder: Path | None = None) -> Any:
     """Resolve a value that is a path relative to `folder`, the folder of its file; other values stay."""
     kind = item.metadata["path"]

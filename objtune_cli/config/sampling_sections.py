@@ -18,6 +18,16 @@ class Generate:
         0, "Width of the images, px, a multiple of the base's size unit. auto: the base's resolution.", 0, 8192, auto="auto", absent=0
     )  # fmt: skip
     height: int = setting(0, "Height of the images, as `width`.", 0, 8192, auto="auto", absent=0)
+    init_image: str = setting(
+        "", "Picture to start from in place of noise. none: noise.", auto="none", path="file", identifies=False
+    )
+    change: float = setting(
+        0.6,
+        "Fraction of the noise schedule that `init_image` is sampled again from; 1: nothing of it stays.",
+        0.02,
+        1,
+        identifies=False,
+    )
     num_inference_steps: int = setting(0, "Sampling steps.", 0, 1000, auto="auto")
     guidance_scale: float = setting(-1.0, "Classifier-free guidance scale.", auto="auto")
     guidance_interval_high: float = setting(

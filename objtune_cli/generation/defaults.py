@@ -50,3 +50,15 @@ def _fill_fast(ctx: StageContext, config: Generate, fast: FastLora) -> Generate:
     if config.prompt_guidance_scale < 0:
         values["prompt_guidance_scale"] = 0.0  # guidance is distilled into the LoRA
     return replace(config, **values)
+
+
+def note_guidance(ctx: StageContext, config: Generate) -> None:
+    """Warn the user if the negative prompt has no effect."""
+    if config.negative_prompt.strip() and config.guidance_scale <= 1:
+        ctx.report.note(
+            f"the negative prompt has no effect at a guidance of {config.guidance_scale:g}; it acts above 1"
+        )
+    elif config.negative_prompt.strip() and config.guidance_interval_high <= 0:
+        ctx.report.note(
+            "the negative prompt has no effect, because `generate.guidance_interval_high` lets guidance act at no step"
+        )

@@ -1,5 +1,6 @@
 """The size of images: parse it from the command line and fit it to the base."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from objtune_cli.workflow.context import StageContext
 
 MAX_SIDE_RATIO = 2.0
 """Ratio to the base's own side above which images repeat objects, and below whose inverse they fall apart."""
+MAX_ASPECT = 8.0
+_ASPECT = re.compile(r"([0-9]{1,5}(?:\.[0-9]{1,4})?)(?:\s*[:/x×]\s*([0-9]{1,5}(?:\.[0-9]{1,4})?))?")
 _SIZE = re.compile(r"([0-9]{1,5})\s*(?:px)?\s*[x×X*,]\s*([0-9]{1,5})\s*(?:px)?")
 
 
@@ -26,6 +29,35 @@ def parse_size(text: str | None, width: int | None, height: int | None) -> tuple
     if (width or sizes[0], height or sizes[1]) != sizes:
         raise UsageError(f"--size {text} and --width or --height differ", "give one of them")
     return sizes
+
+
+def parse_aspect(text: str) -> float:
+    """Width over height from `3:2`, `3/2` or `1.5`.
+
+    Raises:
+        UsageError: It is none of these, or beyond 1:8 or 8:1.
+    """
+    match = _ASPECT.fullmatch(text.strip())
+    ratio = float(match[1]) / float(match[2] or 1) if match and float(match[2] or 1) else 0.0
+    if not 1 / MAX_ASPECT <= ratio <= MAX_ASPECT:
+        raise UsageError(f"--aspect is {text!r}", "width to height, from 1:8 to 8:1: `--aspect 3:2`")
+    return ratio
+
+
+def fit_aspect(ctx: StageContext, ratio: float) -> tuple[int, int]:
+    """Width and height, px, of the base's own area nearest to an aspect ratio (width over height).
+
+    The sides are multiples of a sixteenth of the base's side, and the area is not above the base's own: the buckets of kohya's scripts, in which bases
+    of several aspect ratios were trained. The least side is half of the base's.
+    """
+    side, unit = ctx.base.resolution, ctx.base.size_multiple
+    step = max(unit, side // 16 // unit * unit)
+    sizes = []
+    for width in range(step, 2 * side + 1, step):
+        height = side * side // width // step * step
+        if min(width, height) * MAX_SIDE_RATIO >= side and max(width, height) <= ctx.base.largest_side:
+            sizes.append((width, height))
+    return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1] / ratio)), -size[0] * size[1]))
 
 
 def fit_size(ctx: StageContext, config: Generate) -> Generate:

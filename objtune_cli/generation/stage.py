@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.config.sections import Generate, identifying, seed_after
-from objtune_cli.errors import GateError, InputError
-from objtune_cli.generation import extra_loras, image_copies, image_files
+from objtune_cli.config.sections import Generate, seed_after
+from objtune_cli.errors import GateError
+from objtune_cli.generation import extra_loras, image_copies, image_files, init_image, scene_plan
 from objtune_cli.generation.defaults import fill_defaults as fill_defaults
-from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
-from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
+from objtune_cli.workflow import prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
-from objtune_cli.workflow.scene_syntax import with_scene_syntax
+from objtune_cli.workflow.reporting import NotesOnce
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,93 +39,49 @@ def run(
     Raises:
         InputError, MissingError: See `sampling_prompts.read`.
     """
+    return run_variants(ctx, prompts, [config], out, source)
+
+
+def run_variants(
+    ctx: StageContext,
+    prompts: list[str],
+    variants: Sequence[Generate],
+    out: Path | None = None,
+    source: Ref | None = None,
+) -> list[StageResult]:
+    """Sample every prompt with each of several settings; the base is loaded once. Arguments and errors are those of `run`.
+
+    Returns:
+        One result for each prompt of the first settings, then of the second, and so on.
+    """
     if out is not None:
-        image_copies.check_output(out, config)
-    request, draws = sampling_prompts.read(ctx, prompts, config, source, per_image=True)
-    _check_shared_strengths(request)
-    loras = extra_loras.find_loras(ctx, config.lora, request.loras)
-    shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
-    config = fill_defaults(
-        ctx, replace(config, negative_prompt=request.negative, strength=1.0), shared
-    )  # the objects carry it now
-    note_guidance(ctx, config)
-    configs = [
-        with_scene_syntax(ctx, request, i, replace(config, seed=draw.seed, num_images=draw.num_images))
-        for i, draw in enumerate(draws)
-    ]
-    scenes = [_find_scene(ctx, request, i, configs[i], loras[i]) for i in range(len(request.prompts))]
-    records, results = [record for record, _ in scenes], [result for _, result in scenes]
+        image_copies.check_output(out, variants[0])
+    once = replace(ctx, report=NotesOnce(ctx.report)) if len(variants) > 1 else ctx
+    scenes = [scene for config in variants for scene in scene_plan.plan_scenes(once, prompts, config, source)]
+    results = [reuse_scene(once, each.record, each.config, each.prompt) for each in scenes]
     missing = [i for i, result in enumerate(results) if result is None]
     if missing:
-        base_model = ctx.load_base_model()
-        base_model.prompt_syntax = config.prompt_syntax
-        loaded = extra_loras.load_loras(ctx, base_model, itertools.chain(*loras))
-        weights = {item.name: trained_objects.load_tensors(ctx, item) for item in request.objects}
-        placeholders = trained_objects.add_placeholders(base_model, request.objects, weights)
+        for i, result in zip(missing, _sample_scenes(ctx, [scenes[i] for i in missing]), strict=True):
+            results[i] = result
+    return image_copies.copy_images([result for result in results if result is not None], out, variants[0])
+
+
+def _sample_scenes(ctx: StageContext, scenes: Sequence[scene_plan.PlannedScene]) -> Iterator[StageResult]:
+    """Sample planned scenes on one base, and publish each."""
+    base_model = ctx.load_base_model()
+    loaded = extra_loras.load_loras(ctx, base_model, itertools.chain(*(each.loras for each in scenes)))
+    objects = {item.name: item for each in reversed(scenes) for item in each.request.objects}
+    weights = {name: trained_objects.load_tensors(ctx, item) for name, item in objects.items()}
+    placeholders = trained_objects.add_placeholders(base_model, list(objects.values()), weights)
+    for syntax, request in {each.config.prompt_syntax: each.request for each in scenes}.items():
+        base_model.prompt_syntax = syntax
         prompt_request.check_lengths(ctx, base_model, placeholders, request)
-        lora_names = _load_adapters(base_model, [o for named in request.named for o in named], weights)
-        for i in missing:
-            _activate_adapters(base_model, [n for o in request.named[i] if (n := lora_names[o.record.ref, o.strength])])
-            with extra_loras.active_loras(base_model, loras[i], loaded):
-                results[i] = _sample_scene(ctx, base_model, placeholders, request.prompts[i], records[i], configs[i])
-    return image_copies.copy_images([result for result in results if result is not None], out, config)
-
-
-def note_guidance(ctx: StageContext, config: Generate) -> None:
-    """Warn the user if the negative prompt has no effect."""
-    if config.negative_prompt.strip() and config.guidance_scale <= 1:
-        ctx.report.note(
-            f"the negative prompt has no effect at a guidance of {config.guidance_scale:g}; it acts above 1"
-        )
-    elif config.negative_prompt.strip() and config.guidance_interval_high <= 0:
-        ctx.report.note(
-            "the negative prompt has no effect, because `generate.guidance_interval_high` lets guidance act at no step"
-        )
-
-
-def _find_scene(
-    ctx: StageContext, request: prompt_request.PromptRequest, i: int, config: Generate, loras: Sequence[ExtraLora] = ()
-) -> tuple[Record, StageResult | None]:
-    """The record of the scene of prompt `i`, and its result if the scene exists."""
-    objects, prompt = request.named[i], request.prompts[i]
-    classes = {o.name: o.class_word for o in objects}
-    name = "-".join(classes)[:64].rstrip("-.") or "scene"
-    settings = (
-        identifying(config)
-        | sampler_settings(ctx, config)
-        | {"prompt": prompt}
-        | strength_settings(objects)
-        | extra_loras.scene_settings(loras)
-    )
-    inputs = trained_objects.scene_inputs(objects, request.negative_objects(i)) | extra_loras.scene_inputs(loras)
-    record = Record("scene", name, classes, inputs, settings, ctx.base.record())
-    return record, reuse_scene(ctx, record, config, prompt)
-
-
-def sampler_settings(ctx: StageContext, config: Generate) -> dict[str, str]:
-    """The name of the base's own sampler for the scene's record, if that sampler is used and is not the family's usual one."""
-    return ctx.base.sampler_settings() if config.scheduler == "auto" else {}
-
-
-def strength_settings(objects: Sequence[trained_objects.PromptObject]) -> dict[str, dict[str, float]]:
-    """The strengths of objects for the scene's record; empty if all are 1."""
-    other = {o.name: o.strength for o in objects if o.strength != 1}
-    return {"strengths": other} if other else {}
-
-
-def _check_shared_strengths(request: prompt_request.PromptRequest) -> None:
-    """Refuse different strengths of one LoRA: a LoRA acts on the whole image.
-
-    Raises:
-        InputError: Objects of one joint adapter have different strengths.
-    """
-    for objects in request.named:
-        for a, b in itertools.combinations(objects, 2):
-            if a.record.ref == b.record.ref and a.strength != b.strength:
-                raise InputError(
-                    f"<{a.name}> and <{b.name}> share one LoRA, {a.record.ref}, and have the strengths {a.strength:g} and {b.strength:g}",
-                    "give them one strength, or draw them with `objtune compose`",
-                )
+    lora_names = _load_adapters(base_model, [item for each in scenes for item in each.objects], weights)
+    for each in scenes:
+        names = [lora_names[item.record.ref, item.strength] for item in each.objects]
+        _activate_adapters(base_model, [name for name in names if name])
+        with extra_loras.active_loras(base_model, each.loras, loaded):
+            yield _sample_scene(ctx, base_model, placeholders, each)
 
 
 def reuse_scene(
@@ -187,24 +142,27 @@ def _activate_adapters(base_model: "BaseModel", names: list[str]) -> None:
 
 
 def _sample_scene(
-    ctx: StageContext, base_model: "BaseModel", placeholders: Any, prompt: str, record: Record, config: Generate
+    ctx: StageContext, base_model: "BaseModel", placeholders: Any, scene: scene_plan.PlannedScene
 ) -> StageResult:
     import torch
 
     from objtune_cli.generation.sampling import sample
     from objtune_cli.generation.settings import SamplingSettings
 
+    config, original = scene.config, scene.original
     base_model.prompt_syntax = config.prompt_syntax
-    text = placeholders.expand(prompt)
+    text = placeholders.expand(scene.prompt)
     settings = replace(
         SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative_prompt)
     )
-    batches = [
-        sample(base_model, text, seeds, settings, on_step)
-        for seeds, on_step in seed_batches(config, ctx.progress("generate"))
-    ]
-    record = replace(record, tools=ctx.tools(base_model))
-    return publish_scene(ctx, base_model, record, {"latents": torch.cat(batches)}, config, prompt)
+    batches = []
+    for seeds, on_step in seed_batches(config, ctx.progress("generate")):
+        if original is None:
+            batches.append(sample(base_model, text, seeds, settings, on_step))
+        else:
+            batches.append(init_image.resample_image(base_model, original, text, seeds, settings, on_step))
+    record = replace(scene.record, tools=ctx.tools(base_model))
+    return publish_scene(ctx, base_model, record, {"latents": torch.cat(batches)}, config, scene.prompt)
 
 
 def seed_batches(

@@ -10,7 +10,7 @@ from objtune_cli.composition import layout_from_prompt, presence_report
 from objtune_cli.composition.layout import Box
 from objtune_cli.config.sections import Generate, Place, Segment, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import extra_loras, image_copies
+from objtune_cli.generation import defaults, extra_loras, image_copies, scene_plan
 from objtune_cli.generation import stage as generate
 from objtune_cli.images import photo
 from objtune_cli.store.artifacts import Record
@@ -85,7 +85,7 @@ def run(
     region, replaced, inputs = _find_region(ctx, picture, into, location, item)
     config = _sampling_config(ctx, replace(config, negative_prompt=request.negative), loras)
     config = with_scene_syntax(ctx, request, 0, config)
-    generate.note_guidance(ctx, config)
+    defaults.note_guidance(ctx, config)
     placement = Placement(request, item, _crop(ctx, picture, region, replaced, options), config, options, loras)
     record = _make_record(ctx, placement, picture, inputs)
     decode = partial(_decode, placement)
@@ -166,7 +166,7 @@ def _crop(
 
 def _sampling_config(ctx: StageContext, config: Generate, loras: list[extra_loras.ExtraLora]) -> Generate:
     """The settings of sampling with the base's own values; the picture has its size, and the object its strength."""
-    return replace(generate.fill_defaults(ctx, replace(config, width=0, height=0), loras), strength=1.0)
+    return replace(defaults.fill_defaults(ctx, replace(config, width=0, height=0), loras), strength=1.0)
 
 
 def _make_record(
@@ -177,10 +177,10 @@ def _make_record(
     item, request = placement.item, placement.request
     settings: dict[str, Any] = (
         identifying(placement.config)
-        | generate.sampler_settings(ctx, placement.config)
+        | scene_plan.sampler_settings(ctx, placement.config)
         | {f"place_{key}": value for key, value in identifying(placement.options).items()}
         | {"prompt": request.prompts[0], "region": list(placement.region.region.box)}
-        | generate.strength_settings([item])
+        | scene_plan.strength_settings([item])
         | extra_loras.scene_settings(placement.loras)
     )
     if MASK_ROLE in files:

@@ -52,3 +52,22 @@ class CommandReporter:
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         with self._lock:
             self.loggers.image(Step(stage, step, step), name, rgb)
+
+
+class NotesOnce:
+    """A reporter that shows each note once: variants of one command say the same."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.report = report
+        self._shown: set[str] = set()
+
+    def note(self, text: str) -> None:
+        if text not in self._shown:
+            self._shown.add(text)
+            self.report.note(text)
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        self.report.step(stage, done, total, **values)
+
+    def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
+        self.report.image(stage, step, name, rgb)

@@ -156,6 +156,21 @@ def scene_inputs(objects: list[PromptObject], avoided: Sequence[PromptObject] = 
     return {role: {"ref": str(o.record.ref), "sha256": o.sha256} for role, o in roles}
 
 
+def list_scene_objects(ctx: StageContext, record: Record) -> list[PromptObject]:
+    """The objects of a scene's prompt, as its record names them."""
+    strengths = record.config.get("strengths", {})
+    objects = []
+    for role, source in record.inputs.items():
+        if not role.startswith(scene.ADAPTER_ROLE):
+            continue
+        name = role.removeprefix(scene.ADAPTER_ROLE)
+        origin = ctx.store.read_record(refs.parse(source["ref"]))
+        own = _own_name(origin, name)
+        trained_name = "" if own == name else own
+        objects.append(PromptObject(name, origin, source["sha256"], trained_name, strengths.get(name, 1.0)))
+    return objects
+
+
 def load_tensors(ctx: StageContext, item: PromptObject) -> dict[str, Any]:
     """Load an object's adapter as torch tensors.
 

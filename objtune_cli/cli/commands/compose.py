@@ -7,7 +7,7 @@ import typer
 
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_variants
 from objtune_cli.config.sections import Compose
 
 
@@ -40,7 +40,7 @@ def compose(
     boxes = (places.read_file(layout) if layout else {}) | places.parse_places(place or [])
     check_copies(sampling, out)
     ctx = run.context(create=False)
-    config = resolve_sampling(ctx, sampling)
+    configs = resolve_variants(ctx, sampling)
     composing = ctx.settings.resolve(Compose, max_retries=retries, strict=True if strict else None)
-    results = stage.run(ctx, prompt, boxes, config, composing, out)
+    results = [each for config in configs for each in stage.run(ctx, prompt, boxes, config, composing, out)]
     return CommandResult(results, printed="images", extra=describe_prompts(ctx, results))

@@ -8,10 +8,10 @@ import typer
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.photo_options import locate_photo
 from objtune_cli.cli.runner import CommandResult, CommandRun
-from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_sampling
+from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies, describe_prompts, resolve_variants
 from objtune_cli.config.sections import Place
 
-SIZES = ("width", "height", "size")
+SIZES = ("width", "height", "size", "aspect")
 """Options of sampling that a picture has already answered."""
 
 
@@ -54,7 +54,8 @@ def place(
     location = stage.Location(regions.parse_box(at) if at else None, mask, replace or "")
     check_copies(sampling, out)
     ctx = run.context(create=False)
-    config = resolve_sampling(ctx, sampling | dict.fromkeys(SIZES))
+    configs = resolve_variants(ctx, sampling | dict.fromkeys(SIZES))
     options = ctx.settings.resolve(Place, change=change, max_retries=retries, strict=True if strict else None)
-    results = stage.run(ctx, prompt, locate_photo(ctx, into), location, config, options, out)
+    photo = locate_photo(ctx, into)
+    results = [each for config in configs for each in stage.run(ctx, prompt, photo, location, config, options, out)]
     return CommandResult(results, printed="images", extra=describe_prompts(ctx, results))
