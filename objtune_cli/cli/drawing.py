@@ -4,8 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from objtune_cli.cli.photo_options import locate_photo
 from objtune_cli.cli.runner import CommandResult, require
 from objtune_cli.cli.sampling_options import describe_prompts, resolve_sampling, resolve_variants
 from objtune_cli.config.sections import Generate
@@ -14,6 +17,48 @@ if TYPE_CHECKING:
     from objtune_cli.generation.variants import Axis
     from objtune_cli.store.refs import Ref
     from objtune_cli.workflow.context import StageContext, StageResult
+
+InitImage = Annotated[
+    str | None,
+    typer.Option("--from", metavar="FILE", help="Picture to start from: variations of it; with --change."),
+]
+
+
+Change = Annotated[
+    float | None,
+    typer.Option(
+        "--change", help="How much a picture of --from changes, 0.02 to 1.", show_default=str(Generate().change)
+    ),
+]
+
+
+Best = Annotated[
+    int | None,
+    typer.Option(
+        "--best", metavar="K", help="Keep the K best of the -n images of each prompt, by the tool's own checks."
+    ),
+]
+
+
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="SETTING=A,B,…",
+        help="Draw a grid over a setting, for example strength=0.6,0.8,1; a second one goes down.",
+    ),
+]
+
+
+Sheet = Annotated[
+    Path | None, typer.Option("--sheet", metavar="FILE", help="Also write all images as one contact sheet, a PNG.")
+]
+
+
+CHOICE: dict[str, tuple[Any, Any]] = {
+    "from_": (InitImage, None), "change": (Change, None), "best": (Best, None), "grid": (Grid, None), "sheet": (Sheet, None),
+}  # fmt: skip
+"""Options of `generate` beside those of sampling."""
 
 GRID_SHEET = "grid.png"
 """Name of a grid's sheet where the user names none."""
@@ -25,19 +70,41 @@ class Drawing:
 
     Attributes:
         source: Adapter of all objects, or None.
-        sampling: Values of the sampling options. start: Of `--from` and `--change`, as settings.
-        best: Number of images to keep of each prompt; None: all. grid: Values of `--grid`.
-        sheet: File of the contact sheet. out: Folder of the copies.
+        options: Values of the options in `SAMPLING` and `CHOICE`.
+        out: Folder of the copies.
     """
 
     prompts: list[str]
     source: "Ref | None"
-    sampling: Mapping[str, Any]
-    start: Mapping[str, Any]
-    best: int | None
-    grid: Sequence[str]
-    sheet: Path | None
+    options: Mapping[str, Any]
     out: Path | None
+
+    @property
+    def best(self) -> int | None:
+        """Number of images to keep of each prompt; None: all."""
+        best: int | None = self.options["best"]
+        return best
+
+    @property
+    def grid(self) -> list[str]:
+        """Values of `--grid`."""
+        return list(self.options["grid"] or ())
+
+    @property
+    def sheet(self) -> Path | None:
+        """File of the contact sheet."""
+        sheet: Path | None = self.options["sheet"]
+        return sheet
+
+    def start(self, ctx: "StageContext") -> dict[str, Any]:
+        """The settings of `--from` and `--change`.
+
+        Raises:
+            UsageError: There is a change, and no picture.
+        """
+        source, change = self.options["from_"], self.options["change"]
+        require(change is None or bool(source), "--change is given without a picture", "give it with `--from FILE`")
+        return {"init_image": str(locate_photo(ctx, source)) if source else None, "change": change}
 
 
 def draw(ctx: "StageContext", request: Drawing) -> CommandResult:
@@ -79,11 +146,11 @@ def _resolve_configs(ctx: "StageContext", request: Drawing, axes: "Sequence[Axis
     from objtune_cli.generation import variants
 
     if not axes:
-        return resolve_variants(ctx, request.sampling, **request.start)
-    several = "," in (request.sampling["seed"] or "")
+        return resolve_variants(ctx, request.options, **request.start(ctx))
+    several = "," in (request.options["seed"] or "")
     require(not several, "--grid and several seeds are both given", "make the seeds an axis: `--grid seed=1,2,3`")
-    images = request.sampling["n"] or 1
-    config = resolve_sampling(ctx, {**request.sampling, "n": images}, **request.start)
+    images = request.options["n"] or 1
+    config = resolve_sampling(ctx, {**request.options, "n": images}, **request.start(ctx))
     return variants.over_axes(config, axes)
 
 
