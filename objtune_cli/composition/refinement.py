@@ -177,6 +177,7 @@ def _cut_out_object(rgb: np.ndarray, box: tuple[int, int, int, int], margin: int
     scale = OUTLINE_SIDE / max(part.shape[:2])
     cutter = GrabCut()
     cutter.iterations, cutter.min_piece_share = GRABCUT_ROUNDS, MIN_PIECE_SHARE
+    cutter.core_radius = 0.0  # a place is not a box that a user drew: the object may be anywhere in it
     cutter.set_image(
         cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     )

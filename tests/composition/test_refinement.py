@@ -135,7 +135,7 @@ def test_pieces_of_an_object_belong_to_it_and_specks_do_not() -> None:
     found = {}
     for apart in (1.0, 0.03):
         cutter = GrabCut()
-        cutter.min_piece_share = apart
+        cutter.min_piece_share, cutter.core_radius = apart, 0.0
         cutter.set_image(rgb)
         found[apart] = cutter.predict(Hints((4, 4, 156, 156))).mask
     assert [[bool(mask[y, x]) for x, y in ((60, 90), (125, 90), (130, 20))] for mask in found.values()] == [

@@ -1,6 +1,7 @@
 """Kinds of artifacts: names on disk stand in one module each, and what is written is read back."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ OTHER_TOOLS = {
 """Modules in which the same text is a name in LoRA files of diffusers."""
 
 
+@cache
 def literals(path: Path) -> set[str]:
     """The texts in a module that are no docstrings, those before a placeholder of an f-string included."""
     return {
