@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
 
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
@@ -20,6 +19,8 @@ def start_and_map(model: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
 @pytest.mark.parametrize("strength", [0.5, 0.75])
 def test_a_hard_map_is_the_inpainting_of_diffusers(model: BaseModel, scheduler: str, strength: float) -> None:
+    from diffusers import StableDiffusionInpaintPipeline  # behind the repair of torchvision, which loading a base does
+
     start, change = start_and_map(model)
     settings = SamplingSettings(8, 3.0, scheduler)
     ours = resample(model, start, PROMPT, [5, 6], strength, settings, change_map=change)
