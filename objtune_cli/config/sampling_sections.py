@@ -19,7 +19,7 @@ class Generate:
     )  # fmt: skip
     height: int = setting(0, "Height of the images, as `width`.", 0, 8192, auto="auto", absent=0)
     init_image: str = setting(
-        "", "Picture to start from in place of noise. none: noise.", auto="none", path="file", identifies=False
+        "", "Picture file to start from in place of noise. none: noise.", auto="none", path="file", identifies=False
     )
     change: float = setting(
         0.6,

@@ -86,12 +86,17 @@ class GrabCut:
         scale = min(1.0, self.max_side / max(height, width))
         small = cv2.resize(rgb, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         labels = self._seed_labels(small, hints, scale)
-        if has_core and hints.box_xyxy is not None:
-            labels[_ellipse_in(hints.box_xyxy, scale, self.core_radius, labels.shape)] = cv2.GC_FGD
+        core = None
+        if has_core and hints.box_xyxy is not None and self.core_radius:
+            core = _ellipse_in(hints.box_xyxy, scale, self.core_radius, labels.shape)
+            labels[core] = cv2.GC_FGD
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
         try:
             cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+            if core is not None:  # a hole in it, of the background's colours, is background again
+                labels[core] = cv2.GC_PR_FGD
+                cv2.grabCut(small[:, :, ::-1].copy(), labels, None, *models, 1, cv2.GC_EVAL_FREEZE_MODEL)  # type: ignore[call-overload]
         except cv2.error:
             return np.zeros((height, width), bool)
         mask = _main_pieces(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)), hints, scale, self.min_piece_share)

@@ -168,7 +168,7 @@ def test_a_world_that_the_evaluator_does_not_know_is_6(
 ) -> None:
     from objtune_cli.toybox.evaluator import inference
 
-    monkeypatch.setattr(inference, "covers", lambda dial: False)
+    monkeypatch.setattr(inference, "covers", lambda *given: False)
     fails(objtune("bench"), 6, "does not cover the dial of world (easy)")
 
 

@@ -231,7 +231,7 @@ def test_what_cannot_be_exported(tiny_base: Path, tmp_path: Path) -> None:
     ref = _publish(Store.at(tmp_path), _random_lora(tiny_base, "attention", 1), rex=_rows(1))
     with pytest.raises(UsageError, match="no format onnx"):
         export.run(Store.at(tmp_path), ref, "onnx", tmp_path / "out")
-    with pytest.raises(IncompatibleError, match="no adapter"):
+    with pytest.raises(IncompatibleError, match="is not an adapter"):
         export.run(Store.at(tmp_path), Ref("mask", "rex", 1), "kohya", tmp_path / "out")
     with pytest.raises((MissingError, OSError), match="v009"):
         export.run(Store.at(tmp_path), Ref("adapter", "rex", 9), "kohya", tmp_path / "out")

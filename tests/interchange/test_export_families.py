@@ -252,7 +252,7 @@ def test_the_cards_lines_run(folders: dict[str, Path], tmp_path: Path, monkeypat
 def test_pushing_without_a_network_or_a_name_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
-    with pytest.raises(InputError, match="no name of a repository"):
+    with pytest.raises(InputError, match="not a repository name"):
         model_card.push(tmp_path, "a/b/c", private=True)
 
     def unreachable(*_: object, **__: object) -> None:

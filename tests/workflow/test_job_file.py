@@ -205,7 +205,6 @@ def test_a_jobs_file_of_windows_editors_is_read(tmp_path):
     ("line", "hint"),
     [
         ("steps = 20", '`set = "train.max_steps=20"`'),
-        ("negative = 'blurry'", '`set = "generate.negative_prompt=blurry"`'),
         ("train = {steps = 20}", '`set = "train.max_steps=20"`'),
         ("image = 'a.jpg'", 'did you mean `photo = "photos/rex.jpg"`?'),
         ("max-time = '45m'", 'did you mean `max_time = "45m"`?'),
