@@ -215,7 +215,7 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     loaded = extra_loras.load_loras(ctx, model, placement.loras)
     with extra_loras.active_loras(model, placement.loras, loaded):
         prompt = placeholders.expand(crop_prompt(request.prompts[0], item.name, model.prompt_syntax))
-        cut_out = _load_cut_out(ctx) if options.paste == "object" else None
+        cut_out = _load_cut_out(ctx, placement.region.picture) if options.paste == "object" else None
         region = placement.region
         inpainter = Inpainter(
             model, region, weights[item.name], prompt, options.change, options.harmonize, sampling, cut_out
@@ -258,13 +258,17 @@ def _decode(
     return inpainting.blend(model, placement.region, tensors[LATENTS], tensors[SHARES])
 
 
-def _load_cut_out(ctx: StageContext) -> "CutOut":
-    """The segmenter of `segment` as a function."""
+def _load_cut_out(ctx: StageContext, picture: "np.ndarray") -> "CutOut":
+    """The segmenter that `segment` takes for a box in the picture (H, W, 3) uint8, as a function."""
     from objtune_cli.placement.crops import largest_piece
-    from objtune_cli.segmentation.from_hints import SegmentationModels
+    from objtune_cli.segmentation import segmenters
+    from objtune_cli.segmentation.from_hints import SegmentationModels, Target
     from objtune_cli.segmentation.types import Hints
 
-    models = SegmentationModels(ctx, ctx.settings.resolve(Segment))
+    config = ctx.settings.resolve(Segment)
+    in_box = Target("object", "object", (0.0, 0.0, 1.0, 1.0))
+    choice = segmenters.adapt_to_photograph(segmenters.choose_segmenter(ctx, config), picture, [in_box])
+    models = SegmentationModels(ctx, config, choice)
 
     def cut_out(rgb: "np.ndarray", box: tuple[float, float, float, float]) -> "np.ndarray":
         models.segmenter.set_image(rgb)

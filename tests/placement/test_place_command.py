@@ -101,6 +101,17 @@ def test_what_is_there_is_replaced(placing, dog_photo: Path) -> None:
     assert np.array_equal(after[~inside], before[~inside])
 
 
+def test_in_a_photograph_the_object_is_cut_out_by_what_knows_photographs(placing) -> None:
+    """Without a model for photographs GrabCut takes the place of the embedded one, as in `segment`, and is named once."""
+    from skimage import data
+
+    Image.fromarray(data.cat()[:, :300]).save("cat.png")
+    result = placing("place", "<cup>", "--into", "cat.png", "--at", at(*AT), *QUICK)
+    assert result.code == 0 and result.err.count("the segmenter is GrabCut") == 1, result.err
+    again = placing("place", "<cup>", "--into", "cat.png", "--at", at(*AT), *QUICK, "--set", "place.paste=region")
+    assert again.code == 0 and "segmenter" not in again.err
+
+
 def test_a_place_is_proposed(placing) -> None:
     result = placing("place", "<cup>", "--into", "table.png", *QUICK)
     assert result.code == 0 and "placed by default: --at " in result.err
