@@ -45,6 +45,19 @@ class Layout:
     high: float = 1.0
 
 
+def parse_box(text: str) -> Box | None:
+    """Parse `left` or `0.55,0.4,0.95,0.9`; None for no named place and no box inside the image."""
+    if text in PLACES:
+        return PLACES[text]
+    try:
+        box = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        return None
+    if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        return None
+    return box[0], box[1], box[2], box[3]
+
+
 def parse_place(text: str) -> tuple[str, Box]:
     """Parse `rex=left` or `cup=0.55,0.4,0.95,0.9` to the object's name and its box.
 
@@ -53,13 +66,8 @@ def parse_place(text: str) -> tuple[str, Box]:
     """
     name, _, where = text.partition("=")
     name = name.strip().removeprefix("<").removesuffix(">").partition("@")[0].lower()
-    if name and where in PLACES:
-        return name, PLACES[where]
-    try:
-        box = tuple(float(v) for v in where.split(","))
-    except ValueError:
-        box = ()
-    if not name or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+    box = parse_box(where)
+    if not name or box is None:
         raise UsageError(
             f"{text!r} is not a place",
             f"`name=PLACE` with {', '.join(PLACES)}, or `name=x0,y0,x1,y1` in fractions of the image",
@@ -69,7 +77,7 @@ def parse_place(text: str) -> tuple[str, Box]:
             f"{text!r} is too small for a place",
             f"places are at least {MIN_SIDE:g} wide and high, in fractions of the image",
         )
-    return name, (box[0], box[1], box[2], box[3])
+    return name, box
 
 
 def parse_places(texts: Sequence[str]) -> dict[str, list[Box]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from objtune_cli.composition import layout
 from objtune_cli.composition.layout import MIN_SIDE, PLACES, Box
 from objtune_cli.errors import InputError, UsageError
 from objtune_cli.images import mask_image
@@ -46,13 +47,8 @@ def parse_box(text: str) -> Box:
     Raises:
         UsageError: No named place, and no box inside the picture of at least `MIN_SIDE`.
     """
-    if text in PLACES:
-        return PLACES[text]
-    try:
-        box = tuple(float(v) for v in text.split(","))
-    except ValueError:
-        box = ()
-    if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+    box = layout.parse_box(text)
+    if box is None:
         raise UsageError(
             f"--at is {text!r}, which is not a place in the picture",
             f"{', '.join(PLACES)}, or x0,y0,x1,y1 in fractions of the picture",
@@ -62,7 +58,7 @@ def parse_box(text: str) -> Box:
             f"--at is {text!r}, which is too small",
             f"places are at least {MIN_SIDE:g} wide and high, in fractions of the picture",
         )
-    return box[0], box[1], box[2], box[3]
+    return box
 
 
 def from_box(box: Box, size: tuple[int, int]) -> Region:
