@@ -73,7 +73,7 @@ Select = Annotated[
 
 
 SegmenterName = Annotated[
-    Literal["auto", "sam", "sam2", "sam3", "grabcut"] | None,
+    Literal["auto", "sam", "sam2", "sam3", "salient", "grabcut"] | None,
     typer.Option("--segmenter", help="Segmenter; auto: the best on this machine.", show_default="auto"),
 ]
 

@@ -58,9 +58,9 @@ class Common:
 class Segment:
     """Segmenting the object."""
 
-    segmenter: Literal["auto", "sam", "sam2", "sam3", "grabcut"] = setting(
+    segmenter: Literal["auto", "sam", "sam2", "sam3", "salient", "grabcut"] = setting(
         "auto",
-        "Segmenter: segment-anything (the embedded model, or a checkpoint), SAM 2.1, SAM 3, or GrabCut. auto: the best on "
+        "Segmenter: segment-anything (the embedded model, or a checkpoint), SAM 2.1, SAM 3, a salient-object network, or GrabCut. auto: the best on "
         "this machine; for drawings the embedded model, and GrabCut for photographs where nothing better is here.",
     )
     select: Literal["best", "largest", "smallest", "left", "right", "top", "bottom"] = setting(
@@ -91,7 +91,7 @@ class Segment:
     )
     sam_model: str = setting(
         "",
-        "SAM 2.1 or SAM 3 in transformers' layout: folder or hub id. auto: the best of that kind in the hub cache.",
+        "SAM 2.1 or SAM 3 in transformers' layout, or a salient-object network in ONNX: folder or hub id. auto: the best of that kind in the hub cache.",
         auto="auto",
         path="model",
         identifies=False,

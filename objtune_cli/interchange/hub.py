@@ -63,7 +63,7 @@ def fetch_base(
 
 
 def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:
-    """Download a CLIP, DINO, SAM or VAE model as `fetch_base` does; its pickle only if there are no safetensors.
+    """Download a CLIP, DINO, SAM, salient-object or VAE model as `fetch_base` does; its pickle only if there are no safetensors.
 
     Raises:
         UsageError: The id is not a hub id. Otherwise as `fetch_base`.
@@ -84,7 +84,11 @@ def _plan_base(name: str, progress: DownloadProgress) -> DownloadPlan:
 
 
 def _plan_model(repository: str, progress: DownloadProgress) -> DownloadPlan:
-    here = hub_cache.find_transformers_model(repository) or vae_override.cached(repository)
+    here = (
+        hub_cache.find_transformers_model(repository)
+        or vae_override.cached(repository)
+        or hub_cache.find_onnx_model(repository)
+    )
     if here is not None:
         return DownloadPlan(repository, repository, here.name, folder=here)
     patterns = (
@@ -93,6 +97,7 @@ def _plan_model(repository: str, progress: DownloadProgress) -> DownloadPlan:
         *vae_override.FILES,
         *hub_cache.WEIGHT_SHARDS,
         hub_cache.PICKLED_WEIGHTS,
+        *hub_cache.ONNX_FILES,
     )
     return hub_download.plan_download(repository, repository, "main", progress, patterns, _check_feature_model_files)
 
@@ -183,10 +188,12 @@ def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
     ]
     if vae_override.FILES[-1] in files:
         forms.insert(0, [vae_override.FILES[-1]])
+    networks = [file for file in files if file.removesuffix("_data") in hub_cache.ONNX_NETWORKS]
+    forms.append(networks if "preprocessor_config.json" in files else [])
     best = next((form for form in forms if form), None)
     if "config.json" not in files or best is None:
         raise InputError(
             f"{name} holds no model of transformers",
             "give the id of a repository with config.json and model.safetensors",
         )
-    return tuple(file for form in (*forms, shards) for file in form if file not in best)
+    return tuple(file for form in (*forms, shards, networks) for file in form if file not in best)

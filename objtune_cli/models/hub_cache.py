@@ -33,6 +33,10 @@ WEIGHT_SHARDS = (SHARD_INDEX, "model-*-of-*.safetensors")
 """The weights of large models in several files, instead of one."""
 SEGMENTER_FILES = ("processor_config.json",)
 """The further files of a repository of SAM 2.1 or SAM 3."""
+ONNX_NETWORKS = ("onnx/model.onnx", "model.onnx")
+"""The network of an ONNX repository, in float32."""
+ONNX_FILES = ("config.json", "preprocessor_config.json", *ONNX_NETWORKS, *(f"{name}_data" for name in ONNX_NETWORKS))
+"""The files of a repository with a salient-object network in ONNX."""
 PICKLED_WEIGHTS = "pytorch_model.bin"
 """The weights of CLIP and DINO repositories without safetensors; only its tensors are read."""
 CACHE_ERRORS = (ValueError, OSError, RuntimeError)
@@ -85,6 +89,17 @@ def find_transformers_model(repository: str, *, is_segmenter: bool = False) -> P
             folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(patterns)))
             if (folder / weights).exists() and (weights != SHARD_INDEX or _has_shards(folder)):
                 return folder
+    return None
+
+
+def find_onnx_model(repository: str) -> Path | None:
+    """Return the folder of a complete ONNX network in the cache."""
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(*CACHE_ERRORS):
+        folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=list(ONNX_FILES)))
+        if any((folder / name).exists() for name in ONNX_NETWORKS):
+            return folder
     return None
 
 

@@ -1,4 +1,4 @@
-"""Finds segmenters of transformers on this machine, as folders or in the hub's cache; nothing is downloaded here."""
+"""Finds segmenters for photographs on this machine, as folders or in the hub's cache; nothing is downloaded here."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,16 @@ REPOSITORIES = {
         "facebook/sam2.1-hiera-small",
         "facebook/sam2.1-hiera-tiny",
     ),
+    "salient": ("onnx-community/BiRefNet-ONNX", "onnx-community/BiRefNet_lite-ONNX", "onnx-community/ormbg-ONNX"),
 }
 """Repositories of each kind of segmenter, best first."""
-RECOMMENDED = {"sam3": "facebook/sam3", "sam2": "facebook/sam2.1-hiera-base-plus"}
+RECOMMENDED = {
+    "sam3": "facebook/sam3",
+    "sam2": "facebook/sam2.1-hiera-base-plus",
+    "salient": "onnx-community/BiRefNet_lite-ONNX",
+}
 """The repository of each kind that hints and `fetch` name."""
-TITLES = {"sam3": "SAM 3", "sam2": "SAM 2.1"}
+TITLES = {"sam3": "SAM 3", "sam2": "SAM 2.1", "salient": "a salient-object network"}
 """Names of the kinds, best first."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "sam3_video": "sam3"}
 """`model_type` of a folder's config.json to the kind of segmenter."""
@@ -28,10 +33,10 @@ MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "sam3_video": "sam3"}
 
 @dataclass(frozen=True, slots=True)
 class SegmenterFolder:
-    """A segmenter of transformers on this machine.
+    """A segmenter for photographs on this machine.
 
     Attributes:
-        kind: sam2 or sam3. folder: Where it is. label: Its name for messages.
+        kind: sam2, sam3 or salient. folder: Where it is. label: Its name for messages.
     """
 
     kind: str
@@ -43,7 +48,7 @@ def find_segmenter(kind: str, model: str = "") -> SegmenterFolder:
     """Find a segmenter of a kind.
 
     Args:
-        kind: sam2, sam3, or "" for the kind of `model`. model: Folder or hub id; "" searches the hub's cache.
+        kind: sam2, sam3, salient, or "" for the kind of `model`. model: Folder or hub id; "" searches the hub's cache.
 
     Raises:
         ResourceError: It is not on this machine. InputError: The folder has another kind of model.
@@ -62,7 +67,7 @@ def find_segmenter(kind: str, model: str = "") -> SegmenterFolder:
     if kind and actual != kind:
         raise InputError(
             f"{model} is {TITLES[actual]}, and the segmenter is {kind}",
-            f"`--segmenter {actual}`, or a folder of {TITLES[kind]}",
+            f"`--segmenter {actual}`, or the folder of {TITLES[kind]}",
         )
     return SegmenterFolder(actual, folder, f"{TITLES[actual]} ({folder.name if Path(model).is_dir() else model})")
 
@@ -82,15 +87,22 @@ def find_best() -> SegmenterFolder | None:
 
 def find_repository(repository: str) -> Path | None:
     """Return the folder of a complete segmenter in the hub's cache."""
-    return hub_cache.find_transformers_model(repository, is_segmenter=True)
+    return hub_cache.find_transformers_model(repository, is_segmenter=True) or hub_cache.find_onnx_model(repository)
+
+
+def find_onnx_file(folder: Path) -> Path | None:
+    """Return the network of a folder in the layout of the hub's ONNX repositories."""
+    return next((folder / name for name in hub_cache.ONNX_NETWORKS if (folder / name).is_file()), None)
 
 
 def read_kind(folder: Path) -> str:
-    """Read the kind of segmenter in a folder: sam2 or sam3.
+    """Read the kind of segmenter in a folder: sam2, sam3 or salient.
 
     Raises:
         InputError: The folder has no config.json, or one of another kind of model.
     """
+    if find_onnx_file(folder) is not None and not (folder / hub_cache.SINGLE_WEIGHTS).exists():
+        return "salient"
     try:
         config = json.loads((folder / "config.json").read_bytes())
         model_type = str(config["model_type"])
@@ -101,7 +113,7 @@ def read_kind(folder: Path) -> str:
         ) from None
     if model_type not in MODEL_TYPES:
         raise InputError(
-            f"{folder} is a {model_type}, not SAM 2.1 or SAM 3",
+            f"{folder} is a {model_type}, not SAM 2.1, SAM 3 or a salient-object network",
             f"give a folder of SAM 2.1 or SAM 3 in transformers' layout, such as {RECOMMENDED['sam2']}",
         )
     return MODEL_TYPES[model_type]

@@ -133,10 +133,10 @@ class SegmentationModels:
 
     @functools.cached_property
     def clip(self) -> "tuple[BaseModel, Clip] | None":
-        """The base and its CLIP; None if the base has no CLIP image encoder."""
+        """The base and its CLIP; None if the base has no CLIP image encoder, or knows no photographs."""
         from objtune_cli.models import clip as towers
 
-        if self.ctx.base.clip_path is None:
+        if self.ctx.base.clip_path is None or (self.choice is not None and self.choice.ignores_word):
             return None
         model = self.ctx.load_base_model()
         return model, towers.load(self.ctx.base.clip_path, model)

@@ -1,4 +1,4 @@
-"""Chooses and loads a segmenter: SAM 3, SAM 2.1, a segment-anything checkpoint, the embedded model, or GrabCut."""
+"""Chooses and loads a segmenter: SAM 3, SAM 2.1, a salient-object network, segment-anything, or GrabCut."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError, UsageError
 from objtune_cli.images import photographs
-from objtune_cli.models import registry, segmenter_lookup
+from objtune_cli.models import hub_cache, registry, segmenter_lookup
 from objtune_cli.store import regular_files
 from objtune_cli.workflow.context import StageContext
 
@@ -28,15 +28,17 @@ class SegmenterChoice:
     """A segmenter that is on this machine.
 
     Attributes:
-        kind: sam, sam2, sam3 or grabcut. weights: A checkpoint, or a model's folder; None for GrabCut.
+        kind: sam, sam2, sam3, salient or grabcut. weights: A checkpoint, or a model's folder; None for GrabCut.
         note: What `auto` chose, for the user; "" if the user or the toybox chose.
         is_fallback: Whether `auto` chose a segmenter that knows no photographs.
+        ignores_word: Whether the class word chooses nothing, because neither segmenter nor base knows it on photographs.
     """
 
     kind: str
     weights: Path | None = None
     note: str = ""
     is_fallback: bool = False
+    ignores_word: bool = False
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -68,7 +70,7 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
     kind = config.segmenter
     if config.sam_model and kind in ("sam", "grabcut"):
         raise UsageError(
-            f"`segment.sam_model` has no meaning for the segmenter {kind}", "`--segmenter auto`, sam2 or sam3"
+            f"`segment.sam_model` has no meaning for the segmenter {kind}", "`--segmenter auto`, sam2, sam3 or salient"
         )
     if kind in segmenter_lookup.TITLES or config.sam_model:
         found = segmenter_lookup.find_segmenter("" if kind == "auto" else kind, config.sam_model)
@@ -100,8 +102,12 @@ def adapt_to_photograph(
         return choice
     by_word = not has_detector and any(target.has_no_hint for target in targets)
     best = segmenter_lookup.find_best()
-    if best is not None and (best.kind == "sam3" or not by_word):  # the CLIP of such a base knows drawings, too
+    if best is not None and best.kind != "salient" and (best.kind == "sam3" or not by_word):
         return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
+    salient = segmenter_lookup.find_cached("salient")  # the CLIP of such a base knows drawings, too
+    if salient is not None and (by_word or not any(map(_has_box, targets))):
+        note = f"the segmenter is {salient.label}: it takes what stands out, whatever the class word"
+        return SegmenterChoice(salient.kind, salient.folder, note, ignores_word=True)
     if by_word or any(map(_has_points_only, targets)):
         return choice
     note = f"the segmenter is GrabCut, because the embedded model knows drawings; `{FETCH}` brings one for photographs"
@@ -126,6 +132,10 @@ def require_place(
         f"no usable mask of the {target.class_word}: {path.name} looks like a photograph, and the segmenter here knows drawings",
         f"put a box around it: `--box x0,y0,x1,y1`; or `{FETCH}` brings a segmenter for photographs; `--segmenter sam` tries nevertheless",
     )
+
+
+def _has_box(target: "Target") -> bool:
+    return bool(target.box_xyxy or target.rough_mask)
 
 
 def _has_points_only(target: "Target") -> bool:
@@ -153,6 +163,10 @@ def load_segmenter(choice: SegmenterChoice, device: str = "cpu") -> "Segmenter":
         from objtune_cli.segmentation.transformers_sam import load_sam2
 
         return load_sam2(choice.weights, device)
+    if choice.kind == "salient":
+        from objtune_cli.segmentation.salient import SalientSegmenter
+
+        return SalientSegmenter(choice.weights, device)
     from objtune_cli.segmentation import sam_models
     from objtune_cli.segmentation.sam import SegmentAnything
 
@@ -171,7 +185,8 @@ def is_drawn_world(ctx: StageContext) -> bool:
 
 def digest_folder(folder: Path) -> str:
     """SHA-256 over the configs and weights of a model's folder."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
+    files = {file.name: file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors")}
+    files |= {name: folder / name for name in hub_cache.ONNX_FILES if (folder / name).is_file()}
     return hashlib.sha256(
-        "".join(f"{file.name} {regular_files.file_sha256(file)}\n" for file in files).encode()
+        "".join(f"{name} {regular_files.file_sha256(file)}\n" for name, file in sorted(files.items())).encode()
     ).hexdigest()

@@ -147,7 +147,7 @@ def test_sam_3_finds_the_word_at_the_stored_size(
         (["--segmenter", "sam2"], 7, "SAM 2.1 is not on this machine"),
         (["--segmenter", "sam3"], 7, "SAM 3 is not on this machine"),
         (["--set", "segment.sam_model=facebook/sam2.1-hiera-small"], 7, "facebook/sam2.1-hiera-small is not on this"),
-        (["--set", f"segment.sam_model={registry.TOYBOX_FOLDER / 'clip'}"], 3, "not SAM 2.1 or SAM 3"),
+        (["--set", f"segment.sam_model={registry.TOYBOX_FOLDER / 'clip'}"], 3, "not SAM 2.1, SAM 3 or a salient"),
         (["--set", "segment.sam_model=facebook/sam3", "--segmenter", "grabcut"], 2, "`segment.sam_model`"),
     ],
 )

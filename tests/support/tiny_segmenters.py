@@ -96,3 +96,56 @@ def save_sam3(folder: Path) -> Path:
     save_file(state, path, {"format": "pt"})
     Sam3Processor(Sam3ImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer).save_pretrained(folder)
     return folder
+
+
+def save_salient(folder: Path, *, ends_in_sigmoid: bool = False, channels: int = 1) -> Path:
+    """A salient-object network in ONNX as the hub has it: pixels are salient that differ from the mean colour of the border.
+
+    Args:
+        ends_in_sigmoid: Whether it returns probabilities, as IS-Net does, or logits, as BiRefNet. channels: Number of its maps.
+    """
+    import json
+
+    import onnx
+    from onnx import TensorProto, helper
+
+    def constant(name: str, values: list[int]) -> Any:
+        return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+
+    gain = helper.make_tensor("gain", TensorProto.FLOAT, [], [20.0])
+    shift = helper.make_tensor("shift", TensorProto.FLOAT, [], [-2.0])
+    node = helper.make_node
+    nodes = [
+        node("Slice", ["image", "start", "end", "columns"], ["left"]),
+        node("ReduceMean", ["left", "sides"], ["ground"], keepdims=1),
+        node("Sub", ["image", "ground"], ["difference"]),
+        node("Mul", ["difference", "difference"], ["square"]),
+        node("ReduceSum", ["square", "colors"], ["distance"], keepdims=1),
+        node("Mul", ["distance", "gain"], ["scaled"]),
+        node("Add", ["scaled", "shift"], ["logits"]),
+        node("Concat", ["logits"] * channels, ["maps"], axis=1),
+        node("Sigmoid" if ends_in_sigmoid else "Identity", ["maps"], ["output"]),
+    ]
+    initializers = [
+        gain, shift, constant("start", [0]), constant("end", [4]), constant("columns", [3]), constant("sides", [2, 3]), constant("colors", [1]),
+    ]  # fmt: skip
+    shape = ["batch", 3, "height", "width"]
+    graph = helper.make_graph(
+        nodes,
+        "salient",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", channels, "height", "width"])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "onnx").mkdir(parents=True)
+    onnx.save(model, folder / "onnx/model.onnx")
+    preprocessing = {
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "rescale_factor": 1 / 255,
+        "size": {"height": 256, "width": 256},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    (folder / "config.json").write_text('{"model_type": "BiRefNet"}')
+    return folder
