@@ -167,9 +167,10 @@ class Place:
         0.05,
         1,
     )
-    paste: Literal["object", "region"] = setting(
-        "object",
-        "What replaces the picture's pixels: the object with a thin border, in the picture's own background; or the whole region as the base draws it.",
+    paste: Literal["auto", "object", "region"] = setting(
+        "auto",
+        "What replaces the picture's pixels. object: the object with a thin border, in the picture's own background; region: the whole region as the base draws it. "
+        "auto: the object; with an inpainting model as base the region.",
     )
     harmonize: float = setting(
         0.5,

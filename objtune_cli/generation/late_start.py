@@ -26,13 +26,16 @@ def start_at_step(sampler: Any, start: int) -> None:
     The loops of diffusers' pipelines read `timesteps` once, after they set them, and get the shortened list; `step` works on the whole list.
     """
     set_timesteps, step = sampler.set_timesteps, sampler.step
+    set_begin_index = getattr(sampler, "set_begin_index", lambda index: None)
 
     def set_shortened(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         sampler.every = sampler.timesteps
         sampler.timesteps = sampler.timesteps[start * sampler.order :]
-        if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(start * sampler.order)
+        set_begin_index(start * sampler.order)
+
+    def set_shifted_index(begin_index: int = 0) -> None:  # SDXL's pipeline sets 0, the first of its own timesteps
+        set_begin_index(begin_index + start * sampler.order)
 
     @functools.wraps(step)  # the pipeline looks for `generator` in its signature
     def step_on_whole(*args: Any, **kwargs: Any) -> Any:
@@ -40,6 +43,8 @@ def start_at_step(sampler: Any, start: int) -> None:
         return step(*args, **kwargs)
 
     sampler.set_timesteps, sampler.step = set_shortened, step_on_whole
+    if hasattr(sampler, "set_begin_index"):
+        sampler.set_begin_index = set_shifted_index
 
 
 def add_noise(sampler: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

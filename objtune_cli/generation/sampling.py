@@ -53,7 +53,7 @@ def sample(
     pipe = model.pipeline(settings.scheduler)
     steps, guidance = settings.num_inference_steps, settings.guidance_scale
     height, width = settings.height or model.resolution, settings.width or model.resolution
-    shape = (model.denoiser.config.in_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+    shape = (model.denoiser.config.out_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, shape)
     calls = set_steps(pipe.scheduler, steps, model.device)

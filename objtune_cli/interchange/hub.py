@@ -54,7 +54,10 @@ def fetch_base(
     family = needed_models.family_of(name)
     if family is None:  # a hub id: its own files say which family it is
         brought = _bring([base], report, progress)
-        family, base = registry.resolve(name).family, DownloadPlan(name, base.repository, "", folder=brought[0].folder)
+        family, base = (
+            registry.resolve(name, inpainting=True).family,
+            DownloadPlan(name, base.repository, "", folder=brought[0].folder),
+        )
     else:
         brought = []
     needed = needed_models.companions(family, base.folder, with_metrics=with_metrics)
@@ -166,7 +169,7 @@ def redundant_variants(files: list[str]) -> tuple[str, ...]:
 def _is_complete(name: str) -> bool:
     """Whether all parts of a base are on this machine; fetching does not repair other problems."""
     try:
-        registry.resolve(name)
+        registry.resolve(name, inpainting=True)
     except ResourceError:
         return False
     except ObjtuneError:

@@ -15,6 +15,7 @@ from objtune_cli.errors import UsageError
 from objtune_cli.models import families, finite_checks, prompt_encoding
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import component_loading, model_kind, schedulers
+from objtune_cli.models.inpainting_inputs import InpaintingInputs
 from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
 from objtune_cli.models.prompts import class_word_spans, restore_placeholders
 from objtune_cli.runtime import torchvision_compat
@@ -45,6 +46,7 @@ class BaseModel:
         notes: Lines about loading that the user should read. note: Reports one line to the user.
         process_group: The processes that share each batch (`runtime.distributed`), or None.
         prompt_syntax: How prompts are read, see `prompt_syntax`; training and evaluation read them as plain text.
+        inpainting: The further inputs of an inpainting model's denoiser; None for a text-to-image model.
         adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
     """
 
@@ -68,6 +70,7 @@ class BaseModel:
     sampler: Any = None
     notes: list[str] = field(default_factory=list)
     process_group: Any = None
+    inpainting: InpaintingInputs | None = None
     adapters_disabled: bool = False
     prompt_syntax: str = PLAIN
     reload_vae_fp32: Callable[[], Any] | None = None

@@ -36,6 +36,7 @@ class BaseSpec:
         zero_snr: Whether a single file is marked as trained with zero terminal SNR.
         vae: Folder or file of a VAE in place of its own.
         notes: Remarks for the user, one line each.
+        inpaints: Whether its denoiser takes a mask and a picture too; only `place` draws with it.
         sampling, training: Settings that suit it. known_classes: The classes that it knows, if it lists them.
         toybox_dial: The dial of the drawn world that it was trained on, or "".
     """
@@ -58,6 +59,7 @@ class BaseSpec:
     zero_snr: bool = False
     vae: Path | None = None
     notes: tuple[str, ...] = ()
+    inpaints: bool = False
 
     def sampling_kwargs(self) -> dict[str, Any]:
         """Return its sampling settings as fields of `generation.settings.SamplingSettings`."""

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import families, finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families import component_loading, schedulers, single_file, single_file_loading
+from objtune_cli.models.families import component_loading, model_kind, schedulers, single_file, single_file_loading
 from objtune_cli.models.families import pipeline_folder as folders
+from objtune_cli.models.inpainting_inputs import InpaintingInputs
 from objtune_cli.runtime import cpu
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 
@@ -88,6 +89,8 @@ def _load_components(
     _check_tokenizers(model, weights or folder)
     model.notes += _describe_loading(model, overrides, folder)
     _freeze(model)
+    if model_kind.is_inpainting(model.denoiser.config.in_channels, model.denoiser.config.out_channels):
+        model.inpainting = InpaintingInputs(model)
     return model
 
 

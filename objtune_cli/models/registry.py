@@ -13,7 +13,15 @@ from objtune_cli import paths
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError, ObjtuneError, ResourceError
 from objtune_cli.models import clip_lookup, families, hub_cache
 from objtune_cli.models.base_spec import BaseSpec
-from objtune_cli.models.families import FAMILIES, Family, fingerprints, schedulers, single_file, vae_override
+from objtune_cli.models.families import (
+    FAMILIES,
+    Family,
+    fingerprints,
+    model_kind,
+    schedulers,
+    single_file,
+    vae_override,
+)
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.renamed_settings import current as current_names
 
@@ -30,19 +38,32 @@ DEFAULT_TRAINING: dict[str, Any] = {
 """Training settings of bases that bring none: rates of the literature for LoRA on one photo, not measured here; batches for small GPUs."""
 
 
-def resolve(name: str, clip_model: str = "", vae: str = "", prediction: str = "") -> BaseSpec:
+def resolve(
+    name: str, clip_model: str = "", vae: str = "", prediction: str = "", *, inpainting: bool = False
+) -> BaseSpec:
     """Return the base model of an alias, a folder, a checkpoint file or a hub id.
 
     Args:
         clip_model: CLIPs with vision encoders for its text encoders, if not in its folder; separated by commas.
         vae: Folder, file or hub id of a VAE in place of its own.
         prediction: What its denoiser predicts, if its config is wrong or leaves it out: `epsilon` or `v_prediction`.
+        inpainting: Whether it may be an inpainting model.
 
     Raises:
         ResourceError: It is not on this machine; `fetch` downloads it. UsageError: there is no such name.
         MissingError, DamagedError: The folder or file is not complete.
         IncompatibleError: It is of an unsupported family, or another kind of model.
     """
+    base = _find(name, clip_model, vae, prediction)
+    if base.inpaints and not inpainting:
+        raise IncompatibleError(
+            f"the base {name} is an inpainting model: its denoiser takes 9 channels, among them a mask and a picture",
+            "`objtune place` draws into photos with it; elsewhere use the text-to-image model that it came from",
+        )
+    return base
+
+
+def _find(name: str, clip_model: str, vae: str, prediction: str) -> BaseSpec:
     prediction = {"v": "v_prediction"}.get(prediction, prediction)
     vae_path = vae_override.find_vae(vae) if vae else None
     if name == "toybox":
@@ -105,6 +126,7 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
         clip_model=clips.names,
         prediction=override,
         schedule=schedule,
+        inpaints=_has_inpainting_denoiser(folder, family),
     )
     return _apply_overrides(base, vae, override)
 
@@ -141,9 +163,16 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
         prediction=checkpoint.prediction,
         schedule=checkpoint.schedule,
         zero_snr=checkpoint.zero_snr,
-        notes=(assumption,) if checkpoint.assumed and family is families.SD2 else (),
+        inpaints=checkpoint.inpaints,
+        notes=(assumption,) if checkpoint.assumed and family is families.SD2 and not checkpoint.inpaints else (),
     )
     return _apply_overrides(base, vae, override)
+
+
+def _has_inpainting_denoiser(folder: Path, family: Family) -> bool:
+    config = folders.read_json(folder, f"{family.denoiser}/config.json")
+    latents = int(config.get("out_channels") or 4)
+    return model_kind.is_inpainting(int(config.get("in_channels") or latents), latents)
 
 
 def _check_prediction(family: Family, prediction: str) -> None:

@@ -5,11 +5,12 @@
 2. The object is cut out of the draft and put on the untouched background, as large as its region.
 3. Harmonise: the object and a thin border around it are sampled again from a middle noise level (SDEdit, arXiv:2108.01073), in that background.
 
-A base without an inpainting checkpoint draws its own background around an object; only the object's pixels leave the draft. The combination is ours.
+A text-to-image base draws its own background around an object; only the object's pixels leave the draft. The combination is ours.
+An inpainting model sees the crop without the region, and fills it in the light of its surroundings; its one pass is then enough.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.composition.object_loras import single_lora
-from objtune_cli.generation.sampling import resample, to_uint8
+from objtune_cli.generation.sampling import resample, sample, to_uint8
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.placement.crops import CroppedRegion
@@ -61,7 +62,12 @@ class Inpainter:
         background = encode(self.model, self.region.background[None]).expand(len(seeds), -1, -1, -1)
         change_map = self.region.draft_map() if self.cut_out else whole
         first = self._resample(
-            background, seeds, self.change, change_map, lambda done, all: on_step(done, passes * all)
+            background,
+            seeds,
+            self.change,
+            change_map,
+            lambda done, all: on_step(done, passes * all),
+            self.region.background,
         )
         if self.cut_out is None:
             return first, _to_bytes([whole > 0] * len(seeds))
@@ -76,7 +82,7 @@ class Inpainter:
             return placed, _to_bytes(shares)
         parts = [
             self._resample(
-                placed[i : i + 1], [seed + HARMONISE_SEED], self.harmonize, shares[i], lambda done, all: None
+                placed[i : i + 1], [seed + HARMONISE_SEED], self.harmonize, shares[i], lambda done, all: None, images[i]
             )
             for i, seed in enumerate(seeds)
         ]
@@ -99,18 +105,49 @@ class Inpainter:
         strength: float,
         change: np.ndarray,
         on_step: Callable[[int, int], None],
+        picture: np.ndarray,
     ) -> Tensor:
+        """New versions of latents (N, C, h, w), one per seed.
+
+        Args:
+            strength: Fraction of the noise schedule. change: Change map, (s, s) in [0, 1].
+            picture: What the latents are of, (s, s, 3) uint8; an inpainting model sees it without what changes.
+        """
+        if self.model.inpainting is not None:
+            return self._fill(latents, seeds, strength, change, on_step, picture)
         cells = (latents.shape[-2], latents.shape[-1])
         change_map = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(change))[None, None], cells)[0, 0]
         with single_lora(self.model, self.weights):
             return resample(self.model, latents, self.prompt, list(seeds), strength, self.sampling, on_step, change_map)
 
+    def _fill(
+        self,
+        latents: Tensor,
+        seeds: Sequence[int],
+        strength: float,
+        change: np.ndarray,
+        on_step: Callable[[int, int], None],
+        picture: np.ndarray,
+    ) -> Tensor:
+        """`_resample` with an inpainting model; all that may change changes alike."""
+        assert self.model.inpainting is not None
+        mask = torch.from_numpy((change > 0).astype(np.float32))
+        with self.model.inpainting.fill(to_pixels(picture[None]), mask), single_lora(self.model, self.weights):
+            if strength < 1:
+                return resample(self.model, latents, self.prompt, list(seeds), strength, self.sampling, on_step)
+            settings = replace(self.sampling, height=len(picture), width=len(picture))
+            return sample(self.model, self.prompt, list(seeds), settings, on_step)
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Images (N, s, s, 3) uint8 as (N, 3, s, s) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
 
 @torch.no_grad()
 def encode(model: BaseModel, images: np.ndarray) -> Tensor:
     """Scaled latents (N, C, h, w), float32, on the CPU, of images (N, s, s, 3) uint8."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents: Tensor = model.encode_image(pixels).float().cpu()
+    latents: Tensor = model.encode_image(to_pixels(images)).float().cpu()
     return latents
 
 

@@ -76,6 +76,7 @@ def run(
     """
     if out is not None:
         image_copies.check_output(out, config)
+    ctx = replace(ctx, inpainting=True)
     request, _ = sampling_prompts.read(ctx, [prompt], config)
     (loras,) = extra_loras.find_loras(ctx, config.lora, request.loras)
     item = _require_one_object(request)
@@ -86,6 +87,8 @@ def run(
     config = _sampling_config(ctx, replace(config, negative_prompt=request.negative), loras)
     config = with_scene_syntax(ctx, request, 0, config)
     defaults.note_guidance(ctx, config)
+    if options.paste == "auto":
+        options = replace(options, paste="region" if ctx.base.inpaints else "object")
     placement = Placement(request, item, _crop(ctx, picture, region, replaced, options), config, options, loras)
     record = _make_record(ctx, placement, picture, inputs)
     decode = partial(_decode, placement)

@@ -37,7 +37,11 @@ class StageResult:
 
 @dataclass(slots=True)
 class StageContext:
-    """Project, settings and one loaded base for all stages of a command."""
+    """Project, settings and one loaded base for all stages of a command.
+
+    Attributes:
+        inpainting: Whether the base may be an inpainting model.
+    """
 
     project: Project
     settings: Settings
@@ -45,6 +49,7 @@ class StageContext:
     report: Reporter
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
+    inpainting: bool = False
     _base: BaseSpec | None = None
     _noted: set[str] = field(default_factory=set)
 
@@ -58,7 +63,9 @@ class StageContext:
         """The description of the base model; no weights are loaded."""
         if self._base is None:
             common = self.common
-            self._base = registry.resolve(common.base, common.clip_model, common.vae, common.prediction_type)
+            self._base = registry.resolve(
+                common.base, common.clip_model, common.vae, common.prediction_type, inpainting=self.inpainting
+            )
         return self._base
 
     def note_once(self, text: str) -> None:

@@ -119,7 +119,7 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
             "of an unsupported family",
         ),
         (
-            {single_file.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,)},
+            {single_file.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,), "first_stage_model.x": (1,)},
             IncompatibleError,
             "inpainting model: its denoiser takes 9",
         ),

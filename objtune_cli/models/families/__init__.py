@@ -14,6 +14,11 @@ from objtune_cli.models.families.sdxl import SDXL
 
 __all__ = ["FAMILIES", "SD1", "SD2", "SD3", "SD35", "SDXL", "Family", "detect_family", "get_family"]
 
+SAME_FAMILY = {
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline", "StableDiffusionXLInstructPix2PixPipeline": "StableDiffusionXLPipeline",
+}  # fmt: skip
+"""Pipelines of the same components as those of a family; the number of channels of their denoiser tells what they are for."""
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
 
 
@@ -33,7 +38,7 @@ def detect_family(folder: Path) -> Family | None:
         OSError, ValueError, KeyError: `model_index.json` is missing or unreadable.
     """
     index = json.loads((folder / "model_index.json").read_bytes())
-    kind, config = index["_class_name"], partial(_config, folder)
+    kind, config = SAME_FAMILY.get(index["_class_name"], index["_class_name"]), partial(_config, folder)
     return next((family for family in FAMILIES if family.matches(kind, config)), None)
 
 

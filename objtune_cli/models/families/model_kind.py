@@ -9,13 +9,15 @@ from objtune_cli.errors import DamagedError, IncompatibleError
 if TYPE_CHECKING:
     from objtune_cli.models.families.family import Family
 
-KINDS = {9: "an inpainting model", 8: "a model that edits pictures", 7: "an upscaler", 5: "a depth-to-image model"}
-"""Number of input channels of the denoiser, for latents with four channels, to the kind of model."""
+KINDS = {8: "a model that edits pictures", 7: "an upscaler", 5: "a depth-to-image model"}
+"""Number of input channels of the denoiser, for latents with four channels, to the kind of model; inpainting models take nine."""
 CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
 """The supported class of each network."""
 SIDE_MULTIPLE = 8
 """Sides of images are multiples of this many pixels."""
 WORDS_ALONE = "use a text-to-image model"
+EDITS = "it changes whole pictures by an instruction and takes no region: use a text-to-image or an inpainting model"
+"""Why a model that edits pictures is no base of `place` either."""
 
 
 def read_side(value: Any, usual: int) -> int:
@@ -39,16 +41,22 @@ def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> Non
             raise IncompatibleError(f"the base in {folder} is {kind}", "use the base model, with all text encoders")
 
 
+def is_inpainting(takes: int, latents: int) -> bool:
+    """Whether a denoiser takes a mask and masked latents beside the latents, by its numbers of input and latent channels."""
+    return takes == 2 * latents + 1
+
+
 def check_channels(name: str, takes: int, latents: int) -> None:
-    """Refuse a denoiser with inputs besides the latents.
+    """Refuse a denoiser with inputs besides the latents, unless it is an inpainting model's.
 
     Args:
         name: The base in messages. takes: Number of input channels. latents: Number of latent channels.
     """
-    if takes != latents:
+    if takes != latents and not is_inpainting(takes, latents):
         kind = KINDS.get(takes, "no text-to-image model") if latents == 4 else "no text-to-image model"
         raise IncompatibleError(
-            f"{name} is {kind}: its denoiser takes {takes} channels, and latents have {latents}", WORDS_ALONE
+            f"{name} is {kind}: its denoiser takes {takes} channels, and latents have {latents}",
+            EDITS if kind == KINDS[8] else WORDS_ALONE,
         )
 
 

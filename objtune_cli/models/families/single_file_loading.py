@@ -10,7 +10,7 @@ from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families.component_loading import refuse_incomplete
 from objtune_cli.models.families.family import Family
 from objtune_cli.models.families.sd3 import SD3, SD35
-from objtune_cli.models.families.single_file import CLIPS, T5, UNET, VAE
+from objtune_cli.models.families.single_file import CLIPS, ENTRANCE, T5, UNET, VAE
 
 STARTS = {"unet": UNET, "transformer": UNET, "vae": VAE}
 """Component to the prefix of its keys."""
@@ -81,6 +81,7 @@ def load_component(name: str, path: Path, layout: Path) -> Any:
     checkpoint = _read_tensors(path, (STARTS[name],))
     if name == "vae" and not checkpoint:  # keys of a VAE file have no prefix
         checkpoint = {VAE + key: value for key, value in _read_tensors(path, ("",)).items()}
+    channels = {"in_channels": checkpoint[ENTRANCE].shape[1]} if ENTRANCE in checkpoint else {}  # of inpainting models
     try:
         if name == "vae" and any(key.startswith(f"{VAE}decoder.up_blocks.") for key in checkpoint):
             return _require_complete(
@@ -91,7 +92,9 @@ def load_component(name: str, path: Path, layout: Path) -> Any:
                 name,
             )
         return _require_complete(
-            path, kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True), name
+            path,
+            kind.from_single_file(checkpoint, config=str(layout), subfolder=name, local_files_only=True, **channels),
+            name,
         )
     except NotImplementedError:  # a weight that the file lacks is still on the meta device
         raise DamagedError(f"{path} is damaged: its {name} lacks weights", folders.AGAIN) from None
