@@ -154,7 +154,7 @@ def train_object(ctx: StageContext, subject: TrainingInput, name: str, method: M
     with disk_errors.translate_os_errors(folder):
         for kind in ("mask", "embedding", "adapter"):
             ctx.store.backend.delete(f"{ARTIFACTS}{kind}/")
-        for state in ctx.store.backend.list(STATES):
+        for state in ctx.store.backend.list(STATES, deep=True):
             if state.key.endswith(".safetensors"):  # without the lock of the bench
                 ctx.store.backend.delete(state.key)
     with disk_errors.translate_os_errors(folder), tempfile.TemporaryDirectory(dir=folder) as place:

@@ -79,7 +79,7 @@ def _compute(ctx: StageContext, masks: list[Ref], config: Embed, record: Record)
         second,
     )
     metrics = {k: round(v, 6) for k, v in token.metrics.items()} | {"learned": token.num_trainable}
-    ref = ctx.store.create(
+    ref = ctx.publish(
         replace(record, metrics=metrics, tools=tool_versions()),
         EmbeddingArtifact(placeholders.split_encoders(token.token_embeddings, model.widths)).to_tensors(),
     )

@@ -70,13 +70,13 @@ def adapter_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
 def _cached_hashes(ctx: StageContext, ref: str, sha256: str) -> Hashes:
     """The hashes of the files that an adapter is exported to, from the cache or computed."""
     key = f"{garbage.HASHES}{sha256}.json"
-    with contextlib.suppress(OSError, ValueError), ctx.store.backend.open(key) as file:
-        cached = json.loads(file.read())
+    with contextlib.suppress(OSError, ValueError):
+        cached = json.loads(ctx.store.backend.read(key))
         if isinstance(cached, dict) and all(isinstance(values, dict) for values in cached.values()):
             return cached
     record, tensors = ctx.store.read(parse(ref), sha256)
     hashes = compute_hashes(record, tensors)
-    ctx.store.backend.replace(key, (json.dumps(hashes) + "\n").encode())
+    ctx.store.write(key, (json.dumps(hashes) + "\n").encode())
     return hashes
 
 

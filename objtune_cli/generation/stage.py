@@ -105,6 +105,7 @@ def reuse_scene(
     flat = find_flat_images([png.read(file) for file in files] if decoded is None else decoded)
     if set(flat) - set(metrics.get(ONE_COLOUR, ())):
         ctx.report.note(f"{ref} is not used again: {describe_images(flat, config.num_images)} of one colour")
+        ctx.reject(ref)
         ctx.store.check_writable(record.kind, record.name)
         return None
     result = ctx.find_existing(record, computed=True)
@@ -204,7 +205,7 @@ def publish_scene(
     if flat:
         ctx.report.note(f"{describe_images(flat, len(images))} of one colour")
         record = replace(record, metrics={**record.metrics, ONE_COLOUR: flat})
-    ref = ctx.store.create(record, tensors)
+    ref = ctx.publish(record, tensors)
     return StageResult(
         ref, False, image_files.write_images(ctx, ref, record, images, config, prompt), dict(record.metrics)
     )

@@ -61,7 +61,7 @@ def run(
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
     record = replace(record, inputs=_inputs(read, sources), metrics=metrics, tools=tool_versions())
-    return StageResult(ctx.store.create(record, tensors), metrics=metrics)
+    return StageResult(ctx.publish(record, tensors), metrics=metrics)
 
 
 def _inputs(files: list[import_sources.ImportFile], sources: "list[Source] | None" = None) -> dict[str, dict[str, str]]:

@@ -108,6 +108,4 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
         raise UsageError(f"with these weights {large} is infinite", "give smaller weights")
     ranks = {v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)}
     metrics = {"rank": max(ranks, default=0)}
-    return StageResult(
-        ctx.store.create(replace(record, metrics=metrics, tools=tool_versions()), tensors), metrics=metrics
-    )
+    return StageResult(ctx.publish(replace(record, metrics=metrics, tools=tool_versions()), tensors), metrics=metrics)

@@ -174,7 +174,7 @@ def _check_mask(
     overlay = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = f"{garbage.REJECTED}{target.name}.png"
-        ctx.store.backend.replace(rejected, overlay)
+        ctx.store.write(rejected, overlay)
         raise GateError(
             f"no usable mask of the {target.class_word}: {problem} (see {ctx.store.backend.path(rejected)})", advice
         )
@@ -203,8 +203,6 @@ def _latent_cells(ctx: StageContext) -> int:
 def _publish(ctx: StageContext, accepted: AcceptedMask) -> StageResult:
     import numpy as np
 
-    ref = ctx.store.create(
-        accepted.record, MaskArtifact(accepted.rgb, np.ascontiguousarray(accepted.mask)).to_tensors()
-    )
+    ref = ctx.publish(accepted.record, MaskArtifact(accepted.rgb, np.ascontiguousarray(accepted.mask)).to_tensors())
     overlay = ctx.store.write_image(ref, "overlay.png", accepted.overlay)
     return StageResult(ref, False, [overlay], accepted.record.metrics)

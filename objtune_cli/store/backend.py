@@ -1,4 +1,4 @@
-"""Bytes under keys: the interface of a place that holds a project, and its implementation on a local disk.
+"""Bytes under keys: the four verbs of a place that holds a project, and their implementation on a local disk.
 
 A key is a path below the project's folder with `/` between its parts, such as `artifacts/mask/rex/v001.safetensors`. A copy
 of a project has the same keys and bytes wherever it lies. Knows no artifacts.
@@ -45,27 +45,28 @@ class Entry:
 
 
 class Backend(Protocol):
-    """A place for a project's bytes; all that the store needs of it.
+    """A place for a project's bytes: `create`, `read`, `list` and `delete`, and views of them.
 
-    Files appear whole or not at all, and survive a power cut once a call has returned.
+    Files appear whole or not at all, and survive a power cut once a call has returned. Nothing is ever overwritten and
+    nothing is locked: correct results depend on `create` alone.
     """
 
     def create(self, key: str, parts: Sequence[Any]) -> None:
-        """Write a file that can never be overwritten.
+        """Write a file, never over another one; equal bytes under the key count as written.
 
         Raises:
-            TakenError: The key is taken. ResourceError: the place does not take the file.
+            TakenError: Other bytes have the key. ResourceError: the place does not take the file.
         """
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write a file over the one before it; readers see one or the other.
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        """Read `size` bytes of a file from `start`, or all bytes to its end.
 
         Raises:
-            ResourceError: The place does not take the file.
+            FileNotFoundError: There is none. OSError: it cannot be read.
         """
 
     def open(self, key: str) -> BinaryIO:
-        """Open a file for reading, with `seek`.
+        """Open a file for reading, with `seek`: `read` in parts.
 
         Raises:
             FileNotFoundError: There is none. OSError: it cannot be read.
@@ -93,12 +94,20 @@ class Backend(Protocol):
             ResourceError: The place refuses.
         """
 
+    def now(self) -> float:
+        """Return the time by the clock that listings use, in seconds since 1970."""
+
+    def locate(self, key: str) -> str:
+        """Return what people call a file: its path, or its address."""
+
     def path(self, key: str) -> Path:
         """Return the local path of a file.
 
-        Some readers need one: numpy maps tensors to memory, people open pictures in other programs, and the system
-        locks files, not keys. A remote backend would answer with a downloaded copy.
+        Some readers need one: numpy maps tensors to memory, and people open pictures in other programs.
         """
+
+    def lock_path(self, key: str) -> Path | None:
+        """Return the file that the system locks for a key, so that a second process on this machine is told at once; None: no locks."""
 
     def check_writable(self, prefix: str) -> None:
         """Refuse a place in which nothing can be written; writes nothing that stays.
@@ -123,37 +132,40 @@ class Local:
 
     folder: Path
 
+    def locate(self, key: str) -> str:
+        """Return the path of a file as text."""
+        return str(self.folder / key)
+
     def path(self, key: str) -> Path:
         """Return the path of a file."""
         return self.folder / key
 
     def create(self, key: str, parts: Sequence[Any]) -> None:
-        """Write a read-only file and name it by an operation that never overwrites.
+        """Write a file and name it by an operation that never overwrites; artifacts are read-only.
 
         Raises:
-            TakenError: The key is taken. ResourceError: the disk does not take the file.
+            TakenError: Other bytes have the key. ResourceError: the disk does not take the file.
         """
         path = self.path(key)
+        is_artifact = key.startswith(ARTIFACTS) and key.endswith(".safetensors")
 
         def give_name(partial: Path) -> None:
-            atomic_files.make_read_only(partial)
+            if is_artifact:
+                atomic_files.make_read_only(partial)
             try:
                 exclusive_names.name_exclusively(partial, path)
             except FileExistsError:
-                raise TakenError(key) from None
+                if not _has_bytes(path, parts):
+                    raise TakenError(key) from None
 
-        with disk_errors.translate_os_errors(self.folder / ARTIFACTS):
+        with disk_errors.translate_os_errors(self.folder / ARTIFACTS if is_artifact else path):
             self._write(path, parts, give_name)
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write a file and rename it over the one before it.
-
-        Raises:
-            ResourceError: The disk does not take the file.
-        """
-        path = self.path(key)
-        with disk_errors.translate_os_errors(path):
-            self._write(path, [data], lambda partial: partial.replace(path))
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        """Read `size` bytes of a file from `start`, or all bytes to its end."""
+        with self.open(key) as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
 
     def _write(self, path: Path, parts: Sequence[Any], give_name: Callable[[Path], object]) -> None:
         """Write a temporary file on the disk that the path is on, name it, and flush its folder."""
@@ -200,6 +212,15 @@ class Local:
                     status = each.stat(follow_symlinks=follow)
                     yield Entry(key, status.st_size, status.st_mtime)
 
+    def now(self) -> float:
+        """Return the time by the disk's clock, which may be another one than this machine's."""
+        temporary = self.path(TEMPORARY)
+        return temp_files.read_disk_clock(temporary if temporary.is_dir() else self.folder)
+
+    def lock_path(self, key: str) -> Path | None:
+        """Return the path of a lock file for a key."""
+        return self.path(key)
+
     def delete(self, key: str) -> None:
         """Delete a file, or all files below a key that ends with `/`.
 
@@ -238,3 +259,12 @@ class Local:
     def _stat_if_there(self, key: str) -> Iterator[Entry]:
         with contextlib.suppress(FileNotFoundError):
             yield self.stat(key)
+
+
+def _has_bytes(path: Path, parts: Sequence[Any]) -> bool:
+    """Whether a file is there and has the bytes of `parts` one after another."""
+    try:
+        with regular_files.open_regular(path) as file:
+            return all(file.read(memoryview(part).nbytes) == part for part in parts) and not file.read(1)
+    except OSError:
+        return False

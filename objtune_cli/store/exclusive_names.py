@@ -18,13 +18,17 @@ _AT_HERE, _NO_REPLACE, _RENAME_EXCL = -100, 1, 4
 def name_exclusively(partial: Path, path: Path) -> None:
     """Give a finished file its name by the operation of this disk that never overwrites: a hard link, an exclusive rename, or a claim.
 
+    A server of NFS may make the link and lose its reply; the second request then finds the name taken. The file's
+    number of links tells (link(2), open(2)): with two, the name is its own.
+
     Raises:
         FileExistsError: The name is taken.
     """
     try:
         os.link(partial, path)
     except FileExistsError:
-        raise
+        if partial.stat().st_nlink < 2:
+            raise
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise

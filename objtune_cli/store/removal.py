@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import MissingError, UsageError
-from objtune_cli.store import artifacts, refs, safetensors_format
+from objtune_cli.store import refs, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.backend import TakenError
 from objtune_cli.store.kinds import adapter
@@ -74,7 +74,8 @@ def replace_by_tombstone(store: "Store", ref: Ref, moved: str = "") -> None:
         moved: The ref under which the artifact is found from now on.
     """
     tombstone = {"moved": moved, "ref": str(ref), "sha256": store.compute_sha256(ref)}
-    store.backend.replace(ref.tombstone_key, (safetensors_format.canonical_json(tombstone) + "\n").encode())
+    with contextlib.suppress(TakenError):  # an interrupted `mv` left one that says more
+        store.backend.create(ref.tombstone_key, [(safetensors_format.canonical_json(tombstone) + "\n").encode()])
     store.backend.delete(ref.images_key)
     store.backend.delete(ref.key)
 
@@ -133,7 +134,7 @@ def rename(store: "Store", old: str, new: str) -> list[tuple[Ref, Ref]]:
             "sha256": _create_renamed(store, _rename_record(record, old, new, renamed), target, tensors, old),
         }
         for image in store.backend.list(ref.images_key):
-            store.backend.replace(target.images_key + image.name, store.backend.open(image.key).read())
+            store.write(target.images_key + image.name, store.backend.read(image.key))
     for ref in reversed(targets):  # results first: after an interruption, the rest still has its sources
         replace_by_tombstone(store, ref, str(targets[ref]))
     return list(targets.items())
@@ -151,18 +152,14 @@ def _rename_record(record: Record, old: str, new: str, renamed: Mapping[Ref, dic
 
 
 def _create_renamed(store: "Store", record: Record, target: Ref, tensors: Mapping[str, Any], old: str) -> str:
-    """Publish one renamed artifact under its version, unless an interrupted run did; its SHA-256.
+    """Publish one renamed artifact under its version; after an interruption, equal bytes are there already. Its SHA-256.
 
     Raises:
         UsageError: Another artifact has the version.
     """
     token_names = dict(zip(adapter.token_names(old), adapter.token_names(target.name), strict=True))
     tensors = {token_names.get(name, name): value for name, value in tensors.items()}
-    with contextlib.suppress(TakenError):
+    try:
         return store.compute_sha256(store.create(record, tensors, version=target.version))
-    numbered = replace(record, version=target.version)
-    parts = artifacts.encode(numbered, {name: artifacts.to_array(value) for name, value in tensors.items()})
-    with contextlib.suppress(FileNotFoundError), store.backend.open(target.key) as file:
-        if file.read() == b"".join(bytes(part) for part in parts):
-            return store.compute_sha256(target)
-    raise UsageError(f"the name {target.name} is taken: {target}", "choose another one")
+    except TakenError:
+        raise UsageError(f"the name {target.name} is taken: {target}", "choose another one") from None

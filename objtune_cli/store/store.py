@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
-from objtune_cli.store import KINDS, artifacts, migrations, refs, regular_files, removal, safetensors_format
+from objtune_cli.store import KINDS, artifacts, publishing, refs, regular_files, removal, safetensors_format
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.backend import Backend, Local, TakenError
 from objtune_cli.store.refs import Ref
@@ -34,7 +34,14 @@ class Store:
         """The store of a project's folder, which need not exist yet."""
         return cls(Local(folder))
 
-    def create(self, record: Record, tensors: Mapping[str, Any], *, version: int = 0) -> Ref:
+    def create(
+        self,
+        record: Record,
+        tensors: Mapping[str, Any],
+        *,
+        version: int = 0,
+        accepts: Callable[[Record], bool] | None = None,
+    ) -> Ref:
         """Publish an artifact whole under the next free version; nothing is ever overwritten.
 
         Of several writers each gets a version of its own. Equal content gives equal bytes.
@@ -42,29 +49,30 @@ class Store:
         Args:
             tensors: Name to numpy array or CPU torch tensor.
             version: The version to take, instead of the next free one.
+            accepts: Return a published version of the same work for which this is true, instead of a further one.
 
         Raises:
             TakenError: `version` is taken. GateError: a tensor or a metric holds NaN or infinity.
-            ResourceError: The disk does not take it.
+            ResourceError: The place does not take it. BusyError: others took every free version, many times.
         """
         arrays = {name: artifacts.to_array(value) for name, value in tensors.items()}
         artifacts.check_finite(record, arrays)
-        tried = 0
-        while True:
-            tried = max(*self.used_versions(record.kind, record.name), 0, tried) + 1
-            numbered = replace(record, version=version or tried, schema=migrations.SCHEMA)
+        if version:
+            return publishing.create_version(self, record, version, arrays)
+        return publishing.create_next(self, record, arrays, accepts)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a picture or a cached file, of which the newest counts; for a moment there may be none.
+
+        Raises:
+            ResourceError: The place does not take it.
+        """
+        for _ in range(publishing.MAX_ATTEMPTS):
             try:
-                self.backend.create(numbered.ref.key, artifacts.encode(numbered, arrays))
-                if self._has(
-                    numbered.ref.tombstone_key
-                ):  # others published and removed it since we listed the versions
-                    self.backend.delete(numbered.ref.key)
-                    raise TakenError(numbered.ref.key)
-            except TakenError:  # by another process, since we listed the versions
-                if version:
-                    raise
-                continue
-            return numbered.ref
+                self.backend.create(key, [data])
+                return
+            except TakenError:
+                self.backend.delete(key)
 
     def read(self, ref: Ref, sha256: str = "") -> tuple[Record, dict[str, Any]]:
         """Read a record and its tensors (numpy; bf16 as uint16), checked against `sha256`, or else against the file's own digest.
@@ -73,8 +81,7 @@ class Store:
             MissingError: There is no such version. DamagedError: the bytes are not those that were published.
         """
         record = self.read_record(ref) if sha256 else self.verify(ref)[0]
-        with self.backend.open(ref.key) as file:
-            data = file.read()
+        data = self.backend.read(ref.key)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise DamagedError(
                 f"{self.path(ref)} is not the file that was recorded", "restore it, or make it again with `--force`"
@@ -205,8 +212,7 @@ class Store:
             DamagedError: It cannot be read.
         """
         try:
-            with self.backend.open(ref.tombstone_key) as file:
-                tombstone = json.loads(file.read())
+            tombstone = json.loads(self.backend.read(ref.tombstone_key))
             return {field: str(tombstone[field]) for field in ("ref", "sha256", "moved")}
         except FileNotFoundError:
             return None
@@ -216,11 +222,26 @@ class Store:
                 "restore it from a copy; it only says what became of a removed version",
             ) from None
 
-    def find_identical(self, wanted: Record, accepts: Callable[[Record], bool] = lambda record: True) -> Ref | None:
-        """Find the newest version that is the same work as `wanted` and that `accepts` is true of."""
+    def find_identical(
+        self,
+        wanted: Record,
+        accepts: Callable[[Record], bool] = lambda record: True,
+        unlisted: Sequence[int] = (),
+    ) -> Ref | None:
+        """Find the newest version that is the same work as `wanted` and that `accepts` is true of.
+
+        Args:
+            unlisted: Versions that are there, although an old listing may not have them.
+        """
         identity = wanted.identity()
-        for version in reversed(self.list_versions(wanted.kind, wanted.name)):
-            record = self.read_record(Ref(wanted.kind, wanted.name, version))
+        listed = self.list_versions(wanted.kind, wanted.name)
+        for version in sorted({*listed, *unlisted}, reverse=True):
+            try:
+                record = self.read_record(Ref(wanted.kind, wanted.name, version))
+            except MissingError:
+                if version in listed:
+                    raise
+                continue  # removed again
             if record.identity() == identity and accepts(record):
                 return record.ref
         return None
@@ -259,7 +280,7 @@ class Store:
 
     def write_image(self, ref: Ref, name: str, data: bytes) -> Path:
         """Write an image beside an artifact; return its path."""
-        self.backend.replace(ref.images_key + name, data)
+        self.write(ref.images_key + name, data)
         return self.backend.path(ref.images_key + name)
 
     def check_writable(self, kind: str, name: str) -> None:
@@ -279,10 +300,11 @@ class Store:
         names = (entry.name for entry in self.backend.list(f"{refs.ARTIFACTS}{kind}/{name}/"))
         return [parsed for parsed in map(refs.parse_file_name, names) if parsed]
 
-    def _has(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
+        """Whether there is a file under a key."""
         try:
             self.backend.stat(key)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

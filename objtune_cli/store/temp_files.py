@@ -13,8 +13,10 @@ GRACE_SECONDS = 24 * 3600.0
 
 
 def _host() -> str:
-    """A hash of the machine and its process namespace, because containers may share a host name but not their process ids."""
+    """A hash of the machine's name, its boot and its process namespace: machines and containers may share a name, but not their process ids."""
     node = os.uname().nodename if hasattr(os, "uname") else ""
+    with contextlib.suppress(OSError):
+        node += Path("/proc/sys/kernel/random/boot_id").read_text()
     with contextlib.suppress(OSError):
         node += Path("/proc/self/ns/pid").readlink().as_posix()
     return f"{zlib.crc32(node.encode()):08x}"
@@ -45,14 +47,14 @@ def find_orphaned(folder: Path, now: float | None = None) -> list[Path]:
 
 def clean(folder: Path) -> list[Path]:
     """Delete orphaned files and return their paths; files that cannot be deleted stay, without an error."""
-    orphaned = find_orphaned(folder, _disk_clock(folder))
+    orphaned = find_orphaned(folder, read_disk_clock(folder))
     for path in orphaned:
         with contextlib.suppress(OSError):
             path.unlink()
     return orphaned
 
 
-def _disk_clock(folder: Path) -> float:
+def read_disk_clock(folder: Path) -> float:
     """The time by the disk's clock, which may be days from this machine's on a file server."""
     path = folder / temp_name()
     try:

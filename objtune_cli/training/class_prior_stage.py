@@ -35,4 +35,5 @@ def run(ctx: StageContext, class_word: str, config: Prior) -> StageResult:
     prior = class_prior.compute(
         model, class_word, config, ctx.base.sampling["guidance_scale"], step, ctx.base.known_classes or COMMON_CLASSES
     )
-    return StageResult(ctx.store.create(replace(record, tools=ctx.tools(model)), prior.to_tensors()))
+    record = replace(record, tools=ctx.tools(model))
+    return StageResult(ctx.without_force().publish(record, prior.to_tensors()))

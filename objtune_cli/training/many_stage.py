@@ -54,7 +54,7 @@ def run(
     keys = [run_key(plan, model) for plan in plans]
     checkpoint = _checkpoint(ctx, "beside/" + "/".join(keys))
     results = {i: done for i, plan in enumerate(plans) if (done := ctx.find_existing(plan.record, computed=True))}
-    if len(plans) - len(results) > 1 or checkpoint.file.exists():
+    if len(plans) - len(results) > 1 or checkpoint.exists():
         with contextlib.ExitStack() as stack:
             for key in keys:  # a process that trains one of them alone would do the same work
                 stack.enter_context(_checkpoint(ctx, key).lock())
@@ -103,8 +103,8 @@ def _build_runs(
     from objtune_cli.runtime import cpu
 
     tensors = {k: torch.from_numpy(v) for k, v in (checkpoint.load() or {}).items()}
-    if not tensors and checkpoint.file.exists():
-        ctx.report.note(f"the saved state {checkpoint.file} is damaged: the runs begin anew")
+    if not tensors and checkpoint.exists():
+        ctx.report.note(f"the saved state {checkpoint.name} is damaged: the runs begin anew")
     numbers = sorted({int(key.partition(".")[0]) for key in tensors})
     if not tensors:
         numbers = [i for i, plan in enumerate(plans) if not ctx.find_existing(plan.record, computed=True)]
@@ -154,7 +154,7 @@ def _train(
         GateError: One or more diverged; names them. Stopped: a signal came; the checkpoint is saved.
     """
     loop = TrainingLoop(ctx, runs, checkpoint, reservation, shared=True)
-    loop.reserve_disk(resumed=checkpoint.file.exists() and any(run.trainer.step for run in runs))
+    loop.reserve_disk(resumed=checkpoint.exists() and any(run.trainer.step for run in runs))
     results: dict[int, StageResult] = {}
 
     def publish_group(group: list[TrainingRun]) -> None:

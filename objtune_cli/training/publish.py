@@ -42,7 +42,7 @@ def publish(ctx: StageContext, run: TrainingRun) -> StageResult:
     if run.judge is not None:
         layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
         metrics |= _self_evaluate(ctx, trainer, run.judge)
-    ref = ctx.store.create(replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
+    ref = ctx.publish(replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
     return StageResult(ref, False, [], metrics)
 
 

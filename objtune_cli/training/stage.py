@@ -205,7 +205,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         result = ctx.find_existing(plan.record, computed=True)  # another process may have finished it in the meantime
         if result:
             return result
-        if is_main and not checkpoint.file.exists():
+        if is_main and not checkpoint.exists():
             unfinished_runs.report_restart(ctx, plan.record, checkpoint.key, describe_environment(model))
         run = _build_run(ctx, plan, config, model, subjects)
         loop = TrainingLoop(ctx, [run], checkpoint, reservation, shared=False)
@@ -245,8 +245,8 @@ def _restore(ctx: StageContext, trainer: "Trainer", checkpoint: Checkpoint) -> b
 
     tensors = checkpoint.load()
     if tensors is None:
-        if checkpoint.file.exists():
-            ctx.report.note(f"the saved state {checkpoint.file} is damaged: the run begins anew")
+        if checkpoint.exists():
+            ctx.report.note(f"the saved state {checkpoint.name} is damaged: the run begins anew")
         return False
     trainer.restore({k: torch.from_numpy(v) for k, v in tensors.items()})
     ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")

@@ -52,6 +52,7 @@ class StageContext:
     inpainting: bool = False
     _base: BaseSpec | None = None
     _noted: set[str] = field(default_factory=set)
+    _rejected: set[Ref] = field(default_factory=set)
 
     @property
     def store(self) -> Store:
@@ -198,7 +199,23 @@ class StageContext:
         bad = self.store.find_bad_tensor(ref)
         if bad:
             self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
+            self.reject(ref)
         return None if bad else ref
+
+    def reject(self, ref: Ref) -> None:
+        """Exclude an artifact from reuse, so that `publish` makes a new version of the same work."""
+        self._rejected.add(ref)
+
+    def publish(self, record: Record, tensors: Mapping[str, Any]) -> Ref:
+        """Publish an artifact; equal work that others published in the meantime is reused, unless `--force` is given."""
+        if self.force:
+            return self.store.create(record, tensors)
+        precision = record.tools.get("precision")
+
+        def is_equal(other: Record) -> bool:
+            return other.tools.get("precision") == precision and other.ref not in self._rejected
+
+        return self.store.create(record, tensors, accepts=is_equal)
 
     def find_existing(self, wanted: Record, *, computed: bool = False) -> StageResult | None:
         """The finished work as a result with its images and metrics; None with `--force` or without such work."""

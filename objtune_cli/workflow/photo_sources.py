@@ -34,10 +34,8 @@ def save_photo(project: Project, text: str) -> Path:
     if not data:
         raise InputError(f"{_name(text)} is empty", "give a photo")
     key = f"{PHOTOS}{hashlib.sha256(data).hexdigest()[:16]}{_suffix(text)}"
-    backend = project.store.backend
-    if not backend.path(key).exists():
-        backend.replace(key, data)
-    return backend.path(key)
+    project.store.write(key, data)
+    return project.store.backend.path(key)
 
 
 def _name(text: str) -> str:

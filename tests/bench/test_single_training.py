@@ -110,7 +110,7 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
         trained = single_training._train_case(ctx, case, "tiny", TINY)
         with pytest.raises(BusyError), Checkpoint(ctx.store, "bench").lock():
             pass
-    assert not state.file.exists()
+    assert not state.exists()
     assert set(trained.weights) == {f"token.{case.name}"}  # no layers, no image tower
     assert trained.weights[f"token.{case.name}"].shape == (1 + len(case.instance.kind), 16)
     assert trained.seconds > 0.5 and 100 < trained.memory_mb < 8000

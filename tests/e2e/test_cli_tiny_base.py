@@ -169,7 +169,7 @@ def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monk
     stopped = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     assert stopped.code == 143 and stopped.out == ""
     assert "error: stopped at step 2 of 4, state saved" in stopped.err
-    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").rglob("*.safetensors"))) == 1
 
     monkeypatch.setattr(multi_trainer, "train_step", whole)
     resumed = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")

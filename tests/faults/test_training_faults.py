@@ -89,7 +89,7 @@ while killed < kills:
     killed += disturbed(folder, rng, min(kills - killed, 12))
     differ += result(folder) != wanted
     runs += 1
-    assert not list((folder / ".objtune/state").glob("*.safetensors"))
+    assert not list((folder / ".objtune/state").rglob("*.safetensors"))
     shutil.rmtree(folder)
 taken = time.monotonic() - started
 
@@ -176,7 +176,7 @@ for megabytes in shares:
     said = [json.loads(line) for line in open(sys.argv[4])]
     os.unlink(sys.argv[4])
     steps = sum(each.get("stage") == "train" for each in said)
-    left = len(list(Path(".objtune/tmp").iterdir())) + len(list(Path(".objtune/state").glob("*.safetensors")))
+    left = len(list(Path(".objtune/tmp").iterdir())) + len(list(Path(".objtune/state").rglob("*.safetensors")))
     told.append([code, steps, left])
     os.unlink("filler")
 print(json.dumps(told))

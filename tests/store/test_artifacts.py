@@ -284,7 +284,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(inside: bool, store: Store, monk
     path = store.backend.path(key)
 
     def write(data: bytes) -> None:
-        store.backend.replace(key, data) if inside else write_file(path, data)
+        store.write(key, data) if inside else write_file(path, data)
 
     write(b"old")
     with monkeypatch.context() as patch:

@@ -5,15 +5,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from objtune_cli.errors import ResourceError
+from objtune_cli.errors import BusyError, ResourceError
 from objtune_cli.store import atomic_files, exclusive_names, garbage, removal, temp_files
-from objtune_cli.store.backend import TakenError
+from objtune_cli.store.backend import Local, TakenError
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.project import Project
@@ -72,7 +73,7 @@ def test_nothing_is_ever_overwritten(how: str, store: Store, monkeypatch: pytest
     monkeypatch.setattr(Store, "used_versions", lambda *_: [])
     assert store.create(REX, {"x": np.zeros(3)}).version == 2
     with pytest.raises(TakenError):
-        store.create(REX, DATA, version=1)
+        store.create(REX, {"x": np.zeros(3)}, version=1)
     assert store.path(first).read_bytes() == before
     assert not list(store.backend.path("artifacts").rglob("*.claim"))
 
@@ -140,7 +141,7 @@ def everything(store: Store) -> None:
 
 
 def test_a_file_of_a_project_that_has_no_artifacts_yet(store: Store) -> None:
-    store.backend.replace(".objtune/rejected/dog.png", b"picture")
+    store.write(".objtune/rejected/dog.png", b"picture")
     assert (
         not store.backend.path("artifacts").exists()
         and (store.backend.path(".objtune/rejected/dog.png")).read_bytes() == b"picture"
@@ -270,3 +271,55 @@ def test_a_project_that_cannot_be_written_is_refused_before_any_work(
         done = cli(*line)
         assert (done.code, done.out) == (7, "") and "the disk is read-only" in done.err, done.err
     assert cli("list").code == 0 and cli("verify").code == 0
+
+
+def test_a_link_whose_reply_was_lost_is_its_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS: the link is made, the reply is lost, the request is sent again and finds the name taken."""
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert [store.create(REX, {"x": np.full(3, i)}).version for i in range(2)] == [1, 2]
+    assert [ref.version for ref in sound(store)] == [1, 2]
+
+
+def test_a_listing_of_a_minute_ago_makes_neither_doubles_nor_many_writes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS: others published since this machine read the folder."""
+    for i in range(30):
+        store.create(REX, {"x": np.full(3, i)})
+    other = replace(REX, config={"edge_softness": 1.0})
+    equal = store.create(other, DATA)
+    created: list[str] = []
+    create = Local.create
+    monkeypatch.setattr(Local, "create", lambda self, key, parts: (created.append(key), create(self, key, parts)))
+    monkeypatch.setattr(Store, "_list_files", lambda *_: [])
+    third = replace(REX, config={"edge_softness": 2.0})
+    assert store.create(third, DATA, accepts=lambda record: True).version == 32 and len(created) == 1
+    monkeypatch.setattr(Store, "has", lambda *_: False)  # and each file that it looks up by name
+    monkeypatch.setattr(Store, "used_versions", lambda *_: range(1, 31))
+    assert store.create(other, {"x": np.zeros(3)}, accepts=lambda record: True) == equal and len(created) == 2
+
+
+def test_a_writer_gives_up_when_every_version_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: Local, key: str, _parts: object) -> None:
+        refused.append(key)
+        raise TakenError(key)
+
+    refused: list[str] = []
+    monkeypatch.setattr(Local, "create", refuse)
+    monkeypatch.setattr("objtune_cli.store.publishing.LONGEST_PAUSE", 0)
+    with pytest.raises(BusyError, match="mask/rex: others took the next version"):
+        store.create(REX, DATA)
+    assert len(refused) == len(set(refused)) == 200
+
+
+def test_files_are_old_by_the_clock_of_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's clock is a month ahead of the file server's."""
+    month = 30 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + month)
+    assert abs(store.backend.now() - time.time() + month) < 60

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from objtune_cli.errors import MissingError, UsageError
+from objtune_cli.errors import BusyError, MissingError, UsageError
 from objtune_cli.store import garbage, removal
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.backend import Backend, Entry, Local, TakenError
@@ -28,12 +29,21 @@ class Bucket:
         self.cache, self.objects = cache, dict[str, bytes]()
 
     def create(self, key: str, parts: Sequence[Any]) -> None:
-        if key in self.objects:
+        data = b"".join(bytes(part) for part in parts)
+        if self.objects.setdefault(key, data) != data:
             raise TakenError(key)
-        self.objects[key] = b"".join(bytes(part) for part in parts)
 
-    def replace(self, key: str, data: bytes) -> None:
-        self.objects[key] = data
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        return self.open(key).read()[start : None if size is None else start + size]
+
+    def now(self) -> float:
+        return 1e9
+
+    def locate(self, key: str) -> str:
+        return key
+
+    def lock_path(self, key: str) -> None:
+        return None
 
     def open(self, key: str) -> BinaryIO:
         if key not in self.objects:
@@ -73,25 +83,28 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     return Local(tmp_path / "project") if request.param == "local" else Bucket(tmp_path / "cache")
 
 
-def test_a_created_file_is_never_overwritten(backend: Backend) -> None:
-    backend.create("artifacts/mask/a/v001.safetensors", [b"one ", memoryview(b"two")])
-    with pytest.raises(TakenError):
-        backend.create("artifacts/mask/a/v001.safetensors", [b"other"])
+def test_a_created_file_is_never_overwritten_and_equal_bytes_are_fine(backend: Backend) -> None:
+    for parts in ([b"one ", memoryview(b"two")], [b"one two"]):
+        backend.create("artifacts/mask/a/v001.safetensors", parts)
+    for other in (b"other", b"one two!", b"one", b""):
+        with pytest.raises(TakenError):
+            backend.create("artifacts/mask/a/v001.safetensors", [other])
+    assert backend.read("artifacts/mask/a/v001.safetensors", 4, 2) == b"tw"
     with backend.open("artifacts/mask/a/v001.safetensors") as file:
         assert (file.read(), file.seek(4), file.read()) == (b"one two", 4, b"two")
 
 
-def test_a_replaced_file_has_the_last_bytes(backend: Backend) -> None:
+def test_a_picture_that_is_written_again_has_the_last_bytes(backend: Backend) -> None:
     for data in (b"one", b"longer", b""):
-        backend.replace(".objtune/state/a", data)
-        assert backend.open(".objtune/state/a").read() == data
-        assert backend.stat(".objtune/state/a").size == len(data)
+        Store(backend).write("artifacts/mask/a/v001/overlay.png", data)
+        assert backend.read("artifacts/mask/a/v001/overlay.png") == data
+        assert backend.stat("artifacts/mask/a/v001/overlay.png").size == len(data)
 
 
 def test_listings_are_sorted_and_shallow_or_deep(backend: Backend) -> None:
     assert list(backend.list("artifacts/")) == []
     for key in ("artifacts/b/1", "artifacts/a/2", "artifacts/a/1", "artifacts/a/c/3", "other"):
-        backend.replace(key, key.encode())
+        backend.create(key, [key.encode()])
     assert [entry.key for entry in backend.list("artifacts/")] == ["artifacts/a/", "artifacts/b/"]
     assert [entry.name for entry in backend.list("artifacts/a/")] == ["1", "2", "c"]
     deep = list(backend.list("artifacts/", deep=True))
@@ -101,7 +114,7 @@ def test_listings_are_sorted_and_shallow_or_deep(backend: Backend) -> None:
 
 def test_deleted_files_are_gone_and_missing_ones_are_no_error(backend: Backend) -> None:
     for key in ("artifacts/a/1", "artifacts/a/c/2", "artifacts/ab"):
-        backend.replace(key, b"x")
+        backend.create(key, [b"x"])
     for key in ("artifacts/a/", "artifacts/a/", "artifacts/none"):
         backend.delete(key)
     assert [entry.key for entry in backend.list("artifacts/", deep=True)] == ["artifacts/ab"]
@@ -147,16 +160,17 @@ def test_checkpoints_and_garbage_are_keys_of_it(backend: Backend) -> None:
     store, state = Store(backend), Checkpoint(Store(backend), "a" * 64)
     assert state.load() is None
     state.about = {"runs": {"rex": {"step": 1, "total": 2, "inputs": ""}}, "config": {}, "base": {}, "computed": ""}
-    for step in (1, 2):
+    for step in (1, 2, 3):
         state.save({"step": np.array([step])})
     loaded = state.load()
-    assert loaded and loaded["step"].tolist() == [2]
+    assert loaded and loaded["step"].tolist() == [3]
     (unfinished,) = list_checkpoints(store)
     assert unfinished.runs["rex"]["total"] == 2
-    backend.replace("artifacts/mask/rex/v009/overlay.png", b"picture")
+    backend.create("artifacts/mask/rex/v009/overlay.png", [b"picture"])
     assert garbage.find_garbage(store, 0) == []
     found = garbage.find_garbage(store, LATER)
     assert [(entry.key, entry.size > 0) for entry in found] == [
+        (unfinished.file.replace("3.", "2."), True),
         (unfinished.file, True),
         ("artifacts/mask/rex/v009/", True),
     ]
@@ -171,3 +185,74 @@ def test_both_hold_the_same_keys_and_bytes(tmp_path: Path) -> None:
         Store(backend).delete(refs[-1])
     listed = {entry.key: local.open(entry.key).read() for entry in local.list("", deep=True)}
     assert listed == bucket.objects and len(listed) == 4
+
+
+def saved(state: Checkpoint) -> int:
+    loaded = state.load()
+    return int(loaded["step"]) if loaded else 0
+
+
+def test_a_run_that_another_process_went_on_with_stops(backend: Backend) -> None:
+    """A stopped process that wakes: after the next save of the other one, after many, and after its end."""
+    sleeper, other = (Checkpoint(Store(backend), "a" * 64) for _ in range(2))
+    assert saved(sleeper) == 0
+    sleeper.save({"step": np.array(1)})
+    assert saved(other) == 1
+    for step in (2, 3, 4):
+        other.save({"step": np.array(step)})
+        with pytest.raises(BusyError, match="another process went on") as caught:
+            sleeper.save({"step": np.array(100)})
+        assert caught.value.code == 8 and saved(Checkpoint(Store(backend), "a" * 64)) == step
+    assert len(list(backend.list(".objtune/state/", deep=True))) == 2
+    other.discard()
+    sleeper.save({"step": np.array(100)})
+    sleeper.discard()
+    assert not other.exists() and list(backend.list(".objtune/state/", deep=True)) == []
+
+
+def test_two_processes_that_begin_the_same_run_are_told_apart(backend: Backend) -> None:
+    first, second = (Checkpoint(Store(backend), "a" * 64) for _ in range(2))
+    assert saved(first) == saved(second) == 0
+    first.save({"step": np.array(1)})
+    with pytest.raises(BusyError):
+        second.save({"step": np.array(2)})
+
+
+def test_an_earlier_file_stands_in_for_a_damaged_one_and_older_projects_have_one_file(backend: Backend) -> None:
+    state = Checkpoint(Store(backend), "a" * 64)
+    state.save({"step": np.array(1)})
+    (unnumbered,) = (entry.key for entry in backend.list(".objtune/state/", deep=True))
+    data, old = backend.read(unnumbered), f".objtune/state/{'a' * 32}.safetensors"
+    state.discard()
+    backend.create(old, [data])
+    assert saved(state) == 1 and state.name == backend.locate(old)
+    state.save({"step": np.array(2)})
+    assert saved(state) == 2 and len(list(backend.list(".objtune/state/", deep=True))) == 2
+    backend.delete(f".objtune/state/{'a' * 32}/000000001.safetensors")
+    backend.create(f".objtune/state/{'a' * 32}/000000001.safetensors", [data[:-3]])
+    assert saved(state) == 1 and state.exists()
+    state.save({"step": np.array(3)})
+    state.save({"step": np.array(4)})
+    assert saved(state) == 4 and [entry.name for entry in backend.list(f".objtune/state/{'a' * 32}/")] == [
+        "000000002.safetensors",
+        "000000003.safetensors",
+    ]
+
+
+def published(store: Store, value: float = 1, record: Record = RECORD) -> Ref:
+    return store.create(record, {"mask": np.full(4, value)}, accepts=lambda record: True)
+
+
+def test_equal_work_has_one_version(backend: Backend) -> None:
+    store = Store(backend)
+    assert published(store, 1) == published(store, 2) == Ref("mask", "rex", 1)
+    assert published(store, 1, replace(RECORD, config={"edge_softness": 1.0})).version == 2
+    assert store.create(RECORD, {"mask": np.full(4, 3.0)}).version == 3  # as `--force`
+    assert store.create(RECORD, {"mask": np.full(4, 3.0)}, accepts=lambda record: record.version != 3).version == 1
+
+
+def test_equal_work_by_sixteen_writers_at_once_has_one_version(backend: Backend) -> None:
+    """Values differ as on different machines; whoever is first counts."""
+    with ThreadPoolExecutor(16) as pool:
+        refs = list(pool.map(lambda i: published(Store(backend), i), range(16)))
+    assert set(refs) == {Ref("mask", "rex", 1)} and len(list(Store(backend).list())) == 1

@@ -130,7 +130,7 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(train, at_step, lanes
     at_step(3, lambda _: signal.raise_signal(signal.SIGTERM))
     stopped = train()
     assert (stopped.code, stopped.out) == (143, "") and "stopped at step 3 of 6, state saved" in stopped.err
-    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+    assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").rglob("*.safetensors"))) == 1
     at_step(0, lambda _: None)
     resumed = train()
     signal.signal(signal.SIGTERM, handler)
@@ -182,7 +182,7 @@ def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, 
     stopped = train()
     signal.signal(signal.SIGTERM, handler)
     assert stopped.code == 143 and published == [0, 0, 0, 1, 1], stopped.err
-    two = next(Path(".objtune/state").glob("*.safetensors")).stat().st_size
+    two = next(Path(".objtune/state").rglob("*.safetensors")).stat().st_size
     assert held[0] > 2 * 1.4 * two and held[0] == held[2] > held[3] > two
     assert list((project / ".objtune/tmp").iterdir()) == []
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -64,7 +64,7 @@ def test_a_signal_ends_within_the_step_with_its_code(train, at_step, monkeypatch
     stopped = train("--events", "events.ndjson")
     assert (stopped.code, stopped.out) == (128 + number, "")
     assert "error: stopped at step 2 of 4, state saved" in stopped.err
-    assert len(list(Path(".objtune/state").glob("*.safetensors"))) == 1
+    assert len(list(Path(".objtune/state").rglob("*.safetensors"))) == 1
     said = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
     assert [e["step"] for e in said if e.get("stage") == "train"] == [1, 2]
     assert said[-1]["event"] == "end" and said[-1]["code"] == 128 + number
@@ -171,7 +171,7 @@ def test_room_for_state_and_adapter_is_held_before_the_first_step(train, at_step
 
     at_step(1, look)
     assert train().code == 143
-    state = next(Path(".objtune/state").glob("*.safetensors")).stat().st_size
+    state = next(Path(".objtune/state").rglob("*.safetensors")).stat().st_size
     assert len(held) == 1 and held[0] > 2 * state
     assert list((project / ".objtune/tmp").iterdir()) == []
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -197,7 +197,7 @@ def test_another_number_of_threads_is_another_run(train, at_step):
             stopped = train()
             assert stopped.code == 143
             said = stopped.err
-            states.append(len(list(Path(".objtune/state").glob("*.safetensors"))))
+            states.append(len(list(Path(".objtune/state").rglob("*.safetensors"))))
     finally:
         torch.set_num_threads(before)
     assert states == [1, 2]
@@ -259,7 +259,7 @@ def test_a_damaged_state_is_told(train, at_step):
     at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
     assert train().code == 143
     at_step(0, lambda: None)
-    (state,) = Path(".objtune/state").glob("*.safetensors")
+    (state,) = Path(".objtune/state").rglob("*.safetensors")
     state.write_bytes(state.read_bytes()[:-1] + b"!")
     damaged = train()
     assert damaged.code == 0 and f"the saved state {state.resolve()} is damaged: the run begins anew" in damaged.err

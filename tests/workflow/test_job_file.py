@@ -362,4 +362,4 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
     assert child.returncode == 143
     assert [(j["name"], j["state"], j["code"]) for j in document["jobs"]] == [("rex", "stopped", 143)]
     assert "state saved" in document["jobs"][0]["message"]
-    assert len(list((project / ".objtune/state").glob("*.safetensors"))) == 1
+    assert len(list((project / ".objtune/state").rglob("*.safetensors"))) == 1

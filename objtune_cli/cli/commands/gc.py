@@ -1,6 +1,5 @@
 """`objtune gc`: delete what no result was made from."""
 
-import time
 from typing import Annotated
 
 import typer
@@ -22,7 +21,7 @@ def gc(
 
     project = run.project()
     store = project.store
-    before = time.time() - durations.parse_duration(older_than, "--older-than")
+    before = store.backend.now() - durations.parse_duration(older_than, "--older-than")
     with project.lock(alone=True):
         gone = removal.find_unreferenced(store, before)
         rest = garbage.find_garbage(store, before)
