@@ -1,6 +1,5 @@
 """The command tree and the one place where errors become exit codes."""
 
-import errno
 import gc
 import os
 import sys
@@ -10,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from objtune_cli.cli import environment, launcher, options, streams
-from objtune_cli.errors import ObjtuneError, ResourceError
+from objtune_cli.errors import ObjtuneError
 from objtune_cli.version import __version__
 
 COMMANDS = {
@@ -110,22 +109,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-OUT_OF_MEMORY = (
-    "use `--set train.gradient_checkpointing=on`, `--set train.batch_size=1`, `--precision bf16`, `--set train.quantize_base=4bit`, or another `--device`; "
-    "`objtune train --dry-run` measures what a run needs"
-)
-FINISHED = "finished work is kept: run the same command with stdout on a disk that has space"
-REFUSED = {
-    errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "free some space and run the same command again",
-    errno.EROFS: "its disk is read-only; use another folder", errno.EACCES: "check its owner and mode", errno.EPERM: "check its owner and mode",
-    errno.EMFILE: "close other files, or raise the limit: `ulimit -n 4096`", errno.ENFILE: "close other programs: the system has too many open files",
-    errno.EIO: "check the disk, or the network to it", errno.ENAMETOOLONG: "use a shorter path", errno.ENOMEM: "close other programs: there is no memory left",
-    errno.ETIMEDOUT: "check the network", getattr(errno, "ESTALE", -1): "the folder was replaced on its server; enter it again with `cd`",
-    errno.ELOOP: "a link leads to itself; remove it", errno.ENOTDIR: "a file lies where a folder is needed",
-    errno.EAGAIN: "the system is busy; try again",
-}  # fmt: skip
-"""What to do where the system refused a file, by its number of the error."""
-REPORT = "this is a bug in objtune; please report it with the lines above"
 
 
 def _version(wanted: bool) -> None:
@@ -188,53 +171,13 @@ def run(argv: list[str]) -> int:
 
 
 def _report_error(exc: Exception, invocation: options.Invocation) -> int:
-    """Say what an error means; its exit code. Anything that is no error of ours, the command line's or the system's is a bug."""
-    if isinstance(exc, ObjtuneError):
-        return _print_failure(exc, invocation, trace=invocation.verbose)
+    """Say what an error means; its exit code."""
     if isinstance(exc, typer.TyperException):
         return _report_usage(exc, invocation)
-    if isinstance(exc, OSError):
-        return _report_os_error(exc, invocation)
-    if isinstance(exc, ImportError) and (exc.name or "objtune_cli").partition(".")[0] != "objtune_cli":
-        return _print_failure(_import_failure(exc), invocation, trace=invocation.verbose)
-    if isinstance(exc, MemoryError) or "out of memory" in str(exc).lower():
-        return _report_out_of_memory(invocation)
-    return _report_bug(exc, invocation)
+    from objtune_cli.cli import failures  # `--help` fails seldom
 
-
-def _report_bug(exc: Exception, invocation: options.Invocation) -> int:
-    return _print_failure(ObjtuneError(f"{type(exc).__name__}: {exc}", REPORT), invocation, trace=True)
-
-
-def _report_os_error(exc: OSError, invocation: options.Invocation) -> int:
-    """What the system refused: stdout is full, or a file that no other place expected to fail."""
-    failure = streams.stdout_failure()
-    if failure is not None:
-        return _print_failure(
-            ResourceError(f"results cannot be written to stdout: {failure.strerror}", FINISHED),
-            invocation,
-            trace=invocation.verbose,
-        )
-    if "usable temporary directory" in str(exc):
-        return _print_failure(
-            ResourceError("there is no folder for temporary files", "set TMPDIR to a folder that can be written"),
-            invocation,
-        )
-    if exc.errno not in REFUSED:
-        return _report_bug(exc, invocation)
-    where = f"{exc.filename}: " if exc.filename else ""
-    return _print_failure(
-        ResourceError(f"{where}{exc.strerror}", REFUSED[exc.errno]), invocation, trace=invocation.verbose
-    )
-
-
-def _import_failure(exc: ImportError) -> ObjtuneError:
-    """A package that is broken or not there."""
-    name = (exc.name or "").partition(".")[0]
-    return ResourceError(
-        f"{name} cannot be loaded: {str(exc).splitlines()[0][:200]}",
-        "`objtune doctor` names what is missing; `pip install --force-reinstall objtune` installs it",
-    )
+    error = failures.explain(exc)
+    return _print_failure(error, invocation, trace=invocation.verbose or failures.is_bug(error))
 
 
 def _print_failure(error: ObjtuneError, invocation: options.Invocation, *, trace: bool = False) -> int:
@@ -268,7 +211,3 @@ def _stop_printing() -> int:
     if streams.stdout_failure() is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-
-
-def _report_out_of_memory(invocation: options.Invocation) -> int:
-    return _print_failure(ResourceError("out of memory", OUT_OF_MEMORY), invocation)

@@ -55,7 +55,9 @@ class ConsoleProgress:
             self._begin(stage, done, total)
         seconds, steps = time.monotonic() - self._started, done - self._first_step
         seconds_left = seconds / steps * (total - done) if steps else None
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        text = "  ".join(
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in values.items()
+        )
         if self.terminal:
             self._bar.update(self._task, completed=done, total=total, values=text)
         elif not self.quiet and (done == total or done >= (self._printed + PLAIN_EVERY) * total):

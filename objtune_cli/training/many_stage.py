@@ -4,6 +4,8 @@ Small base models on a CPU: one model and thread per processor, which share the 
 """
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,40 @@ def run(
         UsageError: Two photos would give an object the same name. GateError: one or more diverged; the others are published.
         Stopped: A signal came; the state is saved.
     """
+    outcomes = run_each(ctx, sources, config, embedding, prior, preview=preview)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, DivergedRun)]
+    if failed:
+        first = failed[0].error
+        is_base = isinstance(first, NonFiniteError) and first.of_base
+        what = f"not learned: {first.message}" if is_base else "diverged"
+        names = ", ".join(each.name for each in failed)
+        raise GateError(f"{names} {what}; the others are there", first.hint)
+    return [outcome for outcome in outcomes if isinstance(outcome, StageResult)]
+
+
+@dataclass(frozen=True, slots=True)
+class DivergedRun:
+    """An adapter that was not published: its name, and why."""
+
+    name: str
+    error: GateError
+
+
+def run_each(
+    ctx: StageContext,
+    sources: list[list[Ref]],
+    config: Train,
+    embedding: Embed,
+    prior: Prior,
+    *,
+    preview: bool = True,
+    on_result: Callable[[int, StageResult], None] = lambda number, result: None,
+) -> list[StageResult | DivergedRun]:
+    """As `run`, with the runs that diverged in their places.
+
+    Args:
+        on_result: Called with the number of an adapter as soon as it is published, or found; then a signal may still come.
+    """
     configs = [train.validate_config(ctx, config, len(train.group_photos(own))) for own in sources]
     if ctx.team():
         raise UsageError(
@@ -47,29 +83,44 @@ def run(
     names = [name for plan in plans for name in plan.record.objects]
     if len(set(names)) < len(names):
         raise UsageError("two photos would give an object the same name", "tell them apart with `--name`")
+    outcomes = _train_missing(ctx, plans, configs, on_result)
+    results = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, StageResult)}
+    ctx.run_parallel([partial(train.with_preview, ctx, done, plans[i], preview=preview) for i, done in results.items()])
+    return [outcomes[i] for i in range(len(plans))]
+
+
+def _train_missing(
+    ctx: StageContext, plans: list[TrainingPlan], configs: list[Train], on_result: Callable[[int, StageResult], None]
+) -> dict[int, StageResult | DivergedRun]:
+    """Train the plans that are not finished; the outcome of each plan by its number."""
+    outcomes: dict[int, StageResult | DivergedRun] = {}
     for plan in plans:
         if ctx.force or ctx.store.find_identical(plan.record) is None:
             unfinished_runs.report_earlier_runs(ctx, plan.record)
+    for i, plan in enumerate(plans):
+        if done := ctx.find_existing(plan.record, computed=True):
+            outcomes[i] = done
+            on_result(i, done)
+    if len(outcomes) == len(plans):
+        return outcomes
     model = train.load_for_training(ctx, configs[0])
     keys = [run_key(plan, model) for plan in plans]
     checkpoint = _checkpoint(ctx, "beside/" + "/".join(keys))
-    results = {i: done for i, plan in enumerate(plans) if (done := ctx.find_existing(plan.record, computed=True))}
-    if len(plans) - len(results) > 1 or checkpoint.exists():
+    if len(plans) - len(outcomes) > 1 or checkpoint.exists():
         with contextlib.ExitStack() as stack:
             for key in keys:  # a process that trains one of them alone would do the same work
                 stack.enter_context(_checkpoint(ctx, key).lock())
             stack.enter_context(checkpoint.lock())
             reservation = stack.enter_context(DiskReservation(ctx.project))
             runs = _build_runs(ctx, model, plans, configs, checkpoint)
-            results |= _train(ctx, runs, checkpoint, reservation)
+            outcomes |= _train(ctx, runs, checkpoint, reservation, on_result)
             checkpoint.discard()
     del model  # the stages to come load their own
     for i, plan in enumerate(plans):
-        if i not in results:
-            results[i] = train.train_one(ctx, plan, configs[i])
-    return ctx.run_parallel(
-        [partial(train.with_preview, ctx, results[i], plan, preview=preview) for i, plan in enumerate(plans)]
-    )
+        if i not in outcomes:
+            outcomes[i] = done = train.train_one(ctx, plan, configs[i])
+            on_result(i, done)
+    return outcomes
 
 
 def _make_plans(
@@ -146,23 +197,28 @@ def _build_on_model(
 
 
 def _train(
-    ctx: StageContext, runs: list[TrainingRun], checkpoint: Checkpoint, reservation: DiskReservation
-) -> dict[int, StageResult]:
+    ctx: StageContext,
+    runs: list[TrainingRun],
+    checkpoint: Checkpoint,
+    reservation: DiskReservation,
+    on_result: Callable[[int, StageResult], None],
+) -> dict[int, StageResult | DivergedRun]:
     """Train runs until each has come to its own end, and publish each when it has.
 
     Raises:
-        GateError: One or more diverged; names them. Stopped: a signal came; the checkpoint is saved.
+        Stopped: A signal came; the checkpoint is saved.
     """
     loop = TrainingLoop(ctx, runs, checkpoint, reservation, shared=True)
     loop.reserve_disk(resumed=checkpoint.exists() and any(run.trainer.step for run in runs))
-    results: dict[int, StageResult] = {}
+    outcomes: dict[int, StageResult | DivergedRun] = {}
 
     def publish_group(group: list[TrainingRun]) -> None:
         for run in group:
             ctx.report.note(f"{run.plan.record.name} has learned")
             try:
                 existing = ctx.find_existing(run.plan.record, computed=True)  # an earlier process was killed after it
-                results[run.number] = existing or publish(ctx, run)
+                outcomes[run.number] = result = existing or publish(ctx, run)
+                on_result(run.number, result)
             except GateError as error:
                 loop.failed.append((run, error))
 
@@ -174,14 +230,7 @@ def _train(
         with reservation.lend(loop.checkpoint_bytes()):
             ctx.run_parallel([partial(publish_group, group) for group in groups.values()])
 
-    failed = loop.run(publish_ended)
-    for run, error in failed:
+    for run, error in loop.run(publish_ended):
         ctx.report.note(f"{run.plan.record.name}: {error.message}")
-    if failed:
-        checkpoint.discard()
-        first = failed[0][1]
-        is_base = isinstance(first, NonFiniteError) and first.of_base
-        what = f"not learned: {first.message}" if is_base else "diverged"
-        names = ", ".join(run.plan.record.name for run, _ in failed)
-        raise GateError(f"{names} {what}; the others are there", first.hint)
-    return results
+        outcomes[run.number] = DivergedRun(run.plan.record.name, error)
+    return outcomes

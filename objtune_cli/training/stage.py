@@ -115,8 +115,9 @@ def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
     for ref in priors.values():
         role = f"{PRIOR_ROLE}{ref.name}"  # two classes may have one name: Café and cafe
         inputs[f"{role}.{len(inputs)}" if role in inputs else role] = ctx.input_record(ref)
-    name = "-".join(objects)[:64].rstrip("-.")
-    record = Record("adapter", name, objects, inputs, identifying(config), ctx.base.record())
+    record = Record(
+        "adapter", class_words.name_adapter(objects), objects, inputs, identifying(config), ctx.base.record()
+    )
     return TrainingPlan(record, embeddings, priors)
 
 

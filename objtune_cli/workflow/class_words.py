@@ -5,7 +5,7 @@ import difflib
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,11 @@ def sort_by_likeness(word: str, words: Sequence[str]) -> list[str]:
         return each != match_last_word(word, words), not is_inside, each != synonym, -alike
 
     return sorted(words, key=distance)
+
+
+def name_adapter(objects: Iterable[str]) -> str:
+    """The name of the adapter of some objects: their names, joined and cut to 64 characters."""
+    return "-".join(objects)[:64].rstrip("-.")
 
 
 def use_known_spelling(ctx: "StageContext", targets: list["Target"]) -> list["Target"]:

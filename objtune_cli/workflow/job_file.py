@@ -1,6 +1,7 @@
 """The jobs file of `run`: many objects, each a `train` and the prompts that are drawn with it."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,11 +24,18 @@ _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precis
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The objects of one photo, or one object of several: names, and the command lines in their order."""
+    """The objects of one photo, or one object of several: names, and the command lines in their order.
+
+    Attributes:
+        settings: The words of `train` that do not depend on the photos: base, device, precision, settings, seed and time.
+        files: Photos and masks, as they stand in the commands.
+    """
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
+    settings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -54,11 +62,20 @@ def read_jobs(file: Path, note: Callable[[str], None] = lambda text: None) -> li
         _build_job(defaults | check_job(job, f"job {i} of {file}"), f"job {i} of {file}", file.parent)
         for i, job in enumerate(jobs, 1)
     ]
-    names = [name for job in built for name in job.names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"two jobs of {file} make {twice[0]}", 'tell them apart with `name = "…"`')
+    _check_distinct(built, file)
     return built
+
+
+def _check_distinct(jobs: Sequence[Job], file: Path) -> None:
+    """Refuse two jobs that make one object, or adapters of one name: those of `a` and `b` together and of `a-b`.
+
+    Raises:
+        InputError: Names it.
+    """
+    for names in ((name for job in jobs for name in job.names), (classes.name_adapter(job.names) for job in jobs)):
+        twice = min((name for name, count in Counter(names).items() if count > 1), default="")
+        if twice:
+            raise InputError(f"two jobs of {file} make {twice}", 'tell them apart with `name = "…"`')
 
 
 def _read_table(file: Path) -> dict[str, Any]:
@@ -148,10 +165,10 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     model = _command_options(found, _MODEL_OPTIONS)
     photos = _photo_arguments(found, where)
     own = found if len(found["photo"]) == 1 else {key: found[key] for key in found if key not in HINTS}
-    train = ["train", *_command_options(own, PHOTO_OPTIONS), *model]
-    train += [f"--seed={job['seed']}"] if "seed" in job else []
-    train += [f"--max-time={job['max_time']}"] if "max_time" in job else []
-    commands = [(*train, *photos)]
+    settings = [*model]
+    settings += [f"--seed={job['seed']}"] if "seed" in job else []
+    settings += [f"--max-time={job['max_time']}"] if "max_time" in job else []
+    commands = [("train", *_command_options(own, PHOTO_OPTIONS), *settings, *photos)]
     texts = [
         prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job.get("prompts", ()), 1)
     ]
@@ -162,7 +179,15 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
         draw += [f"--lora={text}" for text in found.get("lora", ())]
         draw += _command_options(found, _SAMPLING_OPTIONS)
         commands.append(("generate", *model, *draw, "--", *texts))
-    return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands))
+    masks = (text for key in ("mask", "refine_mask") for text in found.get(key, ()))
+    files = [*found["photo"], *(_mask_path(text, owners) for text in masks if text)]
+    return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands), tuple(settings), tuple(files))
+
+
+def _mask_path(text: str, owners: set[str]) -> str:
+    """The path of a mask without the name of its object."""
+    owner, equals, path = text.partition("=")
+    return path if equals and owner.strip() in owners else text
 
 
 def _photo_arguments(job: dict[str, Any], where: str) -> list[str]:

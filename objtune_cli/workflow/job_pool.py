@@ -1,152 +1,190 @@
-"""Runs jobs as processes with the commands that a user would type, several at a time; a failed job does not stop the others."""
+"""Runs tasks in worker processes of this machine: each keeps Python and the libraries loaded, and has a GPU of its own."""
 
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from objtune_cli.store.project import Project
-from objtune_cli.workflow.job_file import Job
-from objtune_cli.workflow.reporting import Reporter
+from objtune_cli.workflow.job_results import JobResult
+from objtune_cli.workflow.job_scheduler import Ending, Task
 
-BUSY_CODE, RETRY_SECONDS, MAX_RETRIES = 8, 2.0, 900
-"""Exit code of a command that waits for another one; seconds until the next attempt, and number of attempts."""
-
-
-@dataclass(slots=True)
-class JobResult:
-    """The result of a job; `state`: done, reused, unfinished (time limit), failed, stopped."""
-
-    name: str
-    state: str = "stopped"
-    code: int = 0
-    refs: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    message: str = ""
+WORKER_MODULE = "objtune_cli.cli.job_worker"
+LOG_FOLDER = ".objtune/log"
 
 
-class JobProcess:
-    """A running job: its commands one after the other."""
+def describe_task(task: Task, project: str) -> dict[str, Any]:
+    """A task as JSON for a worker."""
+    if task.prior is not None:
+        return {"project": project, "prior": task.prior.class_word, "settings": task.prior.settings}
+    jobs = [{"label": job.label, "classes": job.classes, "commands": job.commands} for job in task.jobs]
+    return {"project": project, "jobs": jobs}
 
-    def __init__(self, job: Job, project: Project, environment: dict[str, str]) -> None:
-        self.job, self.project, self.environment = job, project, environment
-        self.result = JobResult(job.label)
-        self.started, self.tries, self.number, self.retry = time.monotonic(), 0, 0, 0.0
-        self.fresh = False
-        self.log = project.folder / ".objtune" / "log" / f"{job.label[:100]}.txt"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)
+
+def read_ending(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Ending:
+    """The end of a task as its worker describes it."""
+    return Ending(
+        document["how"], tuple(JobResult(**each) for each in results), document["message"], document["code"], document["seconds"]
+    )  # fmt: skip
+
+
+def log_file(project: Project, label: str) -> Path:
+    """The log of a batch, under the name of its first job; of a job that failed, under its own."""
+    return project.folder / LOG_FOLDER / f"{label[:100]}.txt"
+
+
+class WorkerProcess:
+    """A process that works on one task at a time; a new one replaces one that ended."""
+
+    def __init__(self, project: Project, environment: Mapping[str, str]) -> None:
+        self.project, self.environment = project, environment
+        self.task: Task | None = None
+        self.results: list[dict[str, Any]] = []
+        self.started = 0.0
         self.child: subprocess.Popen[str] | None = None
 
-    def poll(self) -> bool:
-        """Start the next command if the last one has ended; return whether the job has ended."""
-        if self.child is None:
-            if time.monotonic() >= self.retry:
-                self._start()
-            return False
-        if self.child.poll() is None:
-            return False
-        report, _ = self.child.communicate()
-        code, self.child = self.child.returncode, None
-        if code == BUSY_CODE and self.tries < MAX_RETRIES:
-            self.tries, self.retry = self.tries + 1, time.monotonic() + RETRY_SECONDS
-            return False
-        return self._finish(128 - code if code < 0 else code, report)
-
-    def _start(self) -> None:
-        program = [sys.executable, "-P", "-m", "objtune_cli", "--json", f"--project={self.project.folder}"]
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(
-                [*program, *self.job.commands[self.number]],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment, text=True,
-                start_new_session=True,  # so that a signal of the terminal reaches the job once; a second one would end it unsaved
-            )  # fmt: skip
-
-    def _finish(self, code: int, report: str) -> bool:
-        """Add the results of an ended command; return whether it was the last."""
-        result = self.result
-        result.seconds = round(time.monotonic() - self.started, 1)
+    def start(self, task: Task, messages: "queue.Queue[Message]") -> None:
+        """Give the process a task; its messages go into a queue."""
+        if self.child is None or self.child.poll() is not None:
+            self.child = self._open()
+            threading.Thread(target=_read_messages, args=(self, self.child, messages), daemon=True).start()
+        self.task, self.results, self.started = task, [], time.monotonic()
+        label = task.jobs[0].label if task.jobs else f"prior-{task.prior.class_word if task.prior else ''}"
+        log = log_file(self.project, label.replace("/", "_"))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        document = describe_task(task, str(self.project.folder)) | {
+            "log": str(log),
+            "again": task.deaths + task.busy > 0,
+        }
+        assert self.child.stdin is not None
         try:
-            document: dict[str, Any] = json.loads(report)
-        except ValueError:  # killed, or a bug
-            document = {"error": {"message": f"ended without output; see {self.log}"}}
-        if code:
-            result.code, result.state = code, "stopped" if code >= 128 else "failed"
-            result.message = document.get("error", {}).get("message", f"see {self.log}")
-            return True
-        result.refs += [each["ref"] for each in document["refs"]]
-        result.images += document["images"]
-        self.fresh = self.fresh or not all(each["reused"] for each in document["refs"])
-        if not document.get("finished", True):
-            result.state, result.message = "unfinished", document["message"]
-            return True
-        self.number += 1
-        result.state = "done" if self.fresh else "reused"
-        return self.number == len(self.job.commands)
+            self.child.stdin.write(json.dumps(document) + "\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:  # it was killed while it had nothing to do
+            self.child.wait()
+
+    def _open(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER_MODULE],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment, text=True,
+            start_new_session=True,  # a signal of the terminal reaches it once, through us; a second one would end it unsaved
+        )  # fmt: skip
+
+    def died(self) -> Ending:
+        """How a process ended that has gone without a word."""
+        code = self.child.wait() if self.child else 1
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        seconds = {"worker": round(time.monotonic() - self.started, 3)}
+        return Ending(
+            "died",
+            tuple(JobResult(**each) for each in self.results),
+            name,
+            128 - code if code < 0 else code or 1,
+            seconds,
+        )
 
 
-def run(
-    jobs: list[Job], project: Project, processes: int, report: Reporter, stopped: Callable[[], int]
-) -> list[JobResult]:
-    """Run all jobs, at most `processes` at a time, and return the results in the order of the file.
-
-    The first job of a class runs before the others of that class, which then reuse the class prior. A signal is passed
-    on; the jobs save their state and end.
-    """
-    waiting = list(jobs)
-    active: list[JobProcess] = []
-    results: dict[str, JobResult] = {}
-    classes: set[str] = set()
-    environment = _environment(processes)
-    passed = 0
-    while waiting or active:
-        if stopped() and not passed:
-            passed, waiting = stopped(), []
-            for each in active:
-                if each.child:
-                    each.child.send_signal(passed)
-        for each in [a for a in active if (passed and a.child is None) or a.poll()]:
-            active.remove(each)
-            classes |= set(each.job.classes)
-            results[each.job.label] = each.result
-            _report_result(report, each.result, len(results), len(jobs))
-        while not passed and len(active) < processes and (job := _next_job(waiting, active, classes)):
-            waiting.remove(job)
-            active.append(JobProcess(job, project, environment))
-        time.sleep(0.05)
-    return [results.get(job.label) or JobResult(job.label, code=128 + passed, message="not started") for job in jobs]
+Message = tuple[WorkerProcess, "subprocess.Popen[str]", dict[str, Any] | None]
+"""A worker, its process, and a line of it; None: its output has ended."""
 
 
-def _next_job(waiting: list[Job], active: list[JobProcess], classes: set[str]) -> Job | None:
-    """The first job that needs no class prior which a running job is making."""
-    making = {word for each in active for word in each.job.classes} - classes
-    return next((job for job in waiting if not making & set(job.classes)), None)
+def _read_messages(worker: WorkerProcess, child: "subprocess.Popen[str]", messages: "queue.Queue[Message]") -> None:
+    stream: IO[str] | None = child.stdout
+    for line in stream or ():
+        messages.put((worker, child, json.loads(line)))
+    messages.put((worker, child, None))
 
 
-def _environment(processes: int) -> dict[str, str]:
-    """The environment of the jobs: several jobs share the processors, unless the user sets the number of threads."""
-    share = max(1, (os.cpu_count() or 1) // processes)
-    threads = {"OMP_NUM_THREADS": str(share)} if processes > 1 else {}
+class LocalWorkers:
+    """Worker processes of this machine."""
+
+    def __init__(self, project: Project, slots: int, gpus: Sequence[str] = ()) -> None:
+        self.slots = slots
+        self._messages: queue.Queue[Message] = queue.Queue()
+        self._idle = [
+            WorkerProcess(project, worker_environment(slots, gpus[i % len(gpus)] if gpus else "")) for i in range(slots)
+        ]
+        self._busy: list[WorkerProcess] = []
+
+    def submit(self, task: Task) -> None:
+        """Start a task in a process that has none."""
+        worker = self._idle.pop(0)
+        self._busy.append(worker)
+        worker.start(task, self._messages)
+
+    def wait(self, seconds: float) -> list[tuple[Task, Ending]]:
+        """Wait at most so long for tasks to end, and return them."""
+        ended = []
+        for worker, child, document in self._take(seconds):
+            if child is not worker.child or worker.task is None:
+                continue
+            if document is not None and "how" not in document:
+                worker.results.append(document)
+                continue
+            ending = worker.died() if document is None else read_ending(document, worker.results)
+            ended.append((worker.task, ending))
+            worker.task = None
+            self._busy.remove(worker)
+            self._idle.insert(0, worker)
+        return ended
+
+    def _take(self, seconds: float) -> Iterator[Message]:
+        """Messages that are there, after waiting for the first."""
+        try:
+            yield self._messages.get(timeout=seconds)
+            while True:
+                yield self._messages.get_nowait()
+        except queue.Empty:
+            return
+
+    def stop(self, signum: int) -> None:
+        """Ask all processes to save their state and end."""
+        for worker in self._busy:
+            if worker.child:
+                worker.child.send_signal(signum)
+
+    def close(self) -> None:
+        """End processes that have nothing to do."""
+        for worker in (*self._idle, *self._busy):
+            if worker.child and worker.child.stdin:
+                worker.child.stdin.close()
+                worker.child.wait()
+
+
+@contextmanager
+def local_workers(project: Project, slots: int, gpus: Sequence[str] = ()) -> Iterator[LocalWorkers]:
+    """Worker processes that end with the context."""
+    workers = LocalWorkers(project, slots, gpus)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def find_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    devices = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
+    return [str(i) for i in range(len(devices))]
+
+
+def worker_environment(slots: int, gpu: str = "") -> dict[str, str]:
+    """The environment of a worker: its GPU, and its share of the processors unless the user sets the number of threads."""
+    share = max(1, (os.cpu_count() or 1) // slots)
+    threads = {"OMP_NUM_THREADS": str(share)} if slots > 1 and not gpu else {}
     return {
         **threads,
         **os.environ,
+        **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
     }
-
-
-def _report_result(report: Reporter, result: JobResult, number: int, total: int) -> None:
-    report.note(
-        f"{number}/{total} {result.name}: {result.state} in {result.seconds:.0f} s"
-        + (f": {result.message}" if result.message else "")
-    )
-
-
-def exit_code(results: list[JobResult]) -> int:
-    """The exit code of the worst job: a signal, then an internal error, then the largest."""
-    return max((r.code for r in results), key=lambda code: (code >= 128, code == 1, code), default=0)

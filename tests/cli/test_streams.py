@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.cli import app, console, runner, streams
+from objtune_cli.cli import app, console, failures, runner, streams
 from objtune_cli.cli.stdin import read_prompts
 from objtune_cli.errors import UsageError
 from tests.test_architecture import one_mask  # noqa: F401  (a fixture)
@@ -205,4 +205,4 @@ def test_what_the_system_refuses_is_one_line(
 
 
 def test_streams_of_tests_have_no_failure() -> None:
-    assert streams.stdout_failure() is None and streams.stdout_descriptor() is None and app.REFUSED
+    assert streams.stdout_failure() is None and streams.stdout_descriptor() is None and failures.REFUSED

@@ -1,7 +1,6 @@
 """`run`: what a jobs file may say, and that one failing photo stops no other."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from objtune_cli.errors import InputError
-from objtune_cli.store.project import Project
-from objtune_cli.workflow import job_file, job_pool
+from objtune_cli.workflow import job_file, job_results
 from tests.support.json_schema import check
 from tests.support.quick_runs import FAST_SETTINGS, NO_GATE_SETTINGS
 
@@ -144,6 +142,10 @@ def test_former_keys_are_read_with_one_note(tmp_path):
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nname = 'Rex!'", "'Rex!' cannot be a name in job 1"),
         ("[[job]]\nphoto = 'a'\nclass = '\ue000'", "no name can be made from the class"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\n[[job]]\nphoto = 'b'\nclass = 'dog'", "two jobs of .* make dog"),
+        (
+            "[[job]]\nphoto = 'a'\nclass = ['dog', 'cup']\n[[job]]\nphoto = 'b'\nclass = 'dog'\nname = 'dog-cup'",
+            "two jobs of .* make dog-cup",
+        ),
         ("[defaults]\nstepz = 1\n[[job]]\nphoto = 'a'\nclass = 'dog'", r"unknown key stepz in \[defaults\]"),
         ("[[job]]\nphoto = 'a'\nclass = 'dog'\nseed = -1", "seed in job 1 of .* is -1"),
         (
@@ -260,21 +262,9 @@ def test_a_missing_jobs_file_is_3(cli, project):
     assert cli("run", ".").code == 3
 
 
-def test_jobs_of_one_class_wait_for_its_prior():
-    made = [job_file.Job((n,), (word,), ()) for n, word in (("a", "dog"), ("b", "dog"), ("c", "mug"))]
-    waiting = made[1:]
-
-    class Active:
-        job = made[0]
-
-    assert job_pool._next_job(waiting, [Active()], set()) is made[2]
-    assert job_pool._next_job(waiting, [Active()], {"dog"}) is made[1]
-    assert job_pool._next_job([], [Active()], set()) is None
-
-
 @pytest.mark.parametrize(("codes", "worst"), [([], 0), ([0, 0], 0), ([0, 3, 9], 9), ([1, 9], 1), ([143, 1, 3], 143)])
 def test_the_worst_code_is_the_one_to_leave_with(codes, worst):
-    assert job_pool.exit_code([job_pool.JobResult("x", code=code) for code in codes]) == worst
+    assert job_results.exit_code([job_results.JobResult("x", code=code) for code in codes]) == worst
 
 
 @pytest.fixture
@@ -314,36 +304,6 @@ def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, 
     assert [row[:3] for row in rows] == [["rex", "reused", "0"], ["bad", "failed", "3"], ["cup", "reused", "0"]]
     assert "1 of 3 jobs failed" in second.err and second.code == 3
     assert {p: p.read_bytes() for p in (project / "artifacts").rglob("*") if p.is_file()} == before
-
-
-def test_a_busy_job_is_tried_again_and_a_bug_is_named(project, monkeypatch, tmp_path):
-    """With a program in the place of objtune: busy at first, then done; and one that dies without a word."""
-    state = tmp_path / "tried"
-    fake = tmp_path / "objtune_cli"
-    fake.mkdir()
-    (fake / "__init__.py").touch()
-    (fake / "__main__.py").write_text(
-        "import os, sys, json\n"
-        f"tried = {str(state)!r}\n"
-        "if 'dies' in sys.argv: os.kill(os.getpid(), 9)\n"
-        "if not os.path.exists(tried):\n    open(tried, 'w'); sys.exit(8)\n"
-        "print(json.dumps({'refs': [], 'images': [], 'finished': 'late' not in sys.argv, 'message': 'stopped at step 1'}))\n"
-    )
-    monkeypatch.setattr(job_pool, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(job_pool, "_environment", lambda _: {**os.environ, "PYTHONPATH": str(tmp_path)})
-    listed = [job_file.Job((n,), (n,), ((n,), ("second",))) for n in ("busy", "dies", "late")]
-
-    class Report:
-        def note(self, text):
-            pass
-
-    found = job_pool.run(listed, Project(project), 1, Report(), lambda: 0)
-    assert [(r.name, r.state, r.code) for r in found] == [
-        ("busy", "reused", 0),
-        ("dies", "stopped", 137),
-        ("late", "unfinished", 0),
-    ]
-    assert "ended without output" in found[1].message and found[2].message == "stopped at step 1"
 
 
 @pytest.mark.timeout(300)

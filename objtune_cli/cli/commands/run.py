@@ -1,43 +1,143 @@
 """`objtune run`: many photos from one file."""
 
-from dataclasses import asdict
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from objtune_cli.cli import console
+from objtune_cli.cli import console, streams
 from objtune_cli.cli.runner import CommandResult, CommandRun
+
+if TYPE_CHECKING:
+    from objtune_cli.store.project import Project
+    from objtune_cli.workflow.job_file import Job
+    from objtune_cli.workflow.job_plan import JobPlan, Shard
+    from objtune_cli.workflow.job_progress import JobProgress
+    from objtune_cli.workflow.job_results import JobResult
+
+SHOWN_JOBS = 20
+"""A terminal shows the jobs of a longer file only where they failed."""
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        max=64,
+        metavar="N",
+        help="Number of worker processes, each with a batch of jobs at a time; default: one for each GPU, else one.",
+        show_default=False,
+    ),
+]
+Together = Annotated[
+    int | None,
+    typer.Option(
+        "--together",
+        min=1,
+        max=64,
+        metavar="N",
+        help="Most jobs that a worker trains side by side.",
+        show_default="auto",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Run only part I of N, I from 1 to N, for array jobs."),
+]
 
 
 def run_(
     run: CommandRun,
     file: Annotated[Path, typer.Argument(help="A TOML file of [[job]] tables: photo, class, name, prompts, …")],
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs", "-j", min=1, max=64, metavar="N", help="Number of parallel jobs, each in its own process."
-        ),
-    ] = 1,
+    jobs: Jobs = None,
+    together: Together = None,
+    shard: ShardOption = None,
 ) -> CommandResult:
     from objtune_cli.config.sections import Generate
-    from objtune_cli.store.disk_errors import translate_os_errors
     from objtune_cli.workflow import job_file as reader
-    from objtune_cli.workflow import job_pool
+    from objtune_cli.workflow import job_plan, job_results
+    from objtune_cli.workflow.job_progress import JobProgress
 
+    part = job_plan.parse_shard(shard) if shard else None
     listed = reader.read_jobs(file, run.report.note)
     project = run.project(create=True)
     reader.check_prompts(listed, project.store, run.settings(project).resolve(Generate).prompt_syntax)
-    run.stop.install()
-    with translate_os_errors(project.folder):
-        results = job_pool.run(listed, project, jobs, run.report, run.stop.stop_signal)
+    machine = _find_machine(run, project, listed, jobs)
+    plan = job_plan.make_plan(listed, machine.slots, together or machine.batch_limit(part is not None), part)
+    chosen = {job.label for batch in plan.batches for job in batch.jobs}
+    progress = JobProgress(run.report, len(chosen), job_results.RunFile(project.folder / _run_file(part)))
+    progress.announce(plan)
+    results = _work(run, project, plan, machine, progress)
+    ended = [results[job.label] for job in listed if job.label in chosen]
+    code = job_results.exit_code(ended)
     if not run.options["json"]:
-        rows = [(r.name, r.state, r.code, f"{r.seconds:.0f}", " ".join(r.refs), r.message) for r in results]
-        console.print_table(("job", "state", "code", "seconds", "made", "message"), rows)
-    images = [Path(p) for r in results for p in r.images]
-    code = job_pool.exit_code(results)
+        _print_jobs(ended)
     if code:
-        run.report.note(
-            f"{sum(bool(r.code) for r in results)} of {len(results)} jobs failed; the same command runs only the rest"
-        )
-    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in results]}, code=code)
+        failed = sum(bool(result.code) for result in ended)
+        run.report.note(f"{failed} of {len(ended)} jobs failed; the same command runs only the rest")
+    images = [Path(path) for result in ended for path in result.images]
+    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in ended]}, code=code)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine works with: tasks at a time, and the GPUs that they take in turn."""
+
+    slots: int
+    gpus: tuple[str, ...] = ()
+
+    def batch_limit(self, is_shard: bool) -> int:
+        """The most jobs in a batch, without `--together`."""
+        from objtune_cli.workflow import job_plan
+
+        return job_plan.batch_limit(os.cpu_count() or 1, self.slots, has_gpu=bool(self.gpus), is_shard=is_shard)
+
+
+def _find_machine(run: CommandRun, project: "Project", jobs: "Sequence[Job]", slots: int | None) -> Machine:
+    """The GPUs of this machine for workers, unless the jobs name a device."""
+    from objtune_cli.config.sections import Common
+    from objtune_cli.workflow import job_pool
+
+    default = run.settings(project).resolve(Common).device
+    devices = {next((w[9:] for w in job.settings if w.startswith("--device=")), default) for job in jobs}
+    gpus = tuple(job_pool.find_gpus()) if devices <= {"auto", "cuda"} else ()
+    return Machine(slots or max(1, len(gpus)), gpus)
+
+
+def _work(
+    run: CommandRun, project: "Project", plan: "JobPlan", machine: Machine, progress: "JobProgress"
+) -> "dict[str, JobResult]":
+    """Run a plan; the result of each of its jobs, also of those that did not start, by label."""
+    from objtune_cli.store.disk_errors import translate_os_errors
+    from objtune_cli.workflow import job_pool
+    from objtune_cli.workflow.job_results import JobResult
+    from objtune_cli.workflow.job_scheduler import JobScheduler
+
+    run.stop.install()
+    with translate_os_errors(project.folder), job_pool.local_workers(project, machine.slots, machine.gpus) as workers:
+        scheduler = JobScheduler(plan, workers, progress.add)
+        results = scheduler.run(run.stop.stop_signal)
+    progress.summarise(scheduler.prior_seconds)
+    code = 128 + run.stop.stop_signal()
+    missing = (job.label for batch in plan.batches for job in batch.jobs if job.label not in results)
+    return results | {label: JobResult(label, code=code, message="not started") for label in missing}
+
+
+def _run_file(part: "Shard | None") -> str:
+    """The name of the file with a line for each object; shards have a file each."""
+    return f"run.{part.number}-of-{part.count}.jsonl" if part else "run.jsonl"
+
+
+def _print_jobs(results: "Sequence[JobResult]") -> None:
+    """One line a job; on a terminal the failures alone if there are many jobs."""
+    is_long = len(results) > SHOWN_JOBS and streams.result_stream().isatty()
+    rows = [
+        (r.name, r.state, r.code, f"{r.seconds:.0f}", " ".join(r.refs), r.message)
+        for r in results
+        if r.code or not is_long
+    ]
+    if rows:
+        console.print_table(("job", "state", "code", "seconds", "made", "message"), rows)
