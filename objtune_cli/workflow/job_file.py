@@ -14,11 +14,10 @@ from objtune_cli.errors import InputError, MissingError, ObjtuneError
 from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from objtune_cli.workflow import class_words as classes
-from objtune_cli.workflow import prompt_files, prompt_tags, prompt_text
+from objtune_cli.workflow import job_drawings, prompt_tags, prompt_text
 from objtune_cli.workflow.job_keys import JOB_EXAMPLE, KEYS, check_job, rename_keys
 from objtune_cli.workflow.photo_keys import HINTS, PHOTO_OPTIONS
 
-_SAMPLING_OPTIONS = {"negative": "--negative", "style": "--style", "wildcards": "--wildcards"}
 _MODEL_OPTIONS = {"base": "--base", "device": "--device", "precision": "--precision", "set": "--set"}
 
 
@@ -131,7 +130,7 @@ def check_prompts(jobs: Sequence[Job], store: Store, syntax: str = "a1111") -> N
 
 
 def _trained_names(words: list[str]) -> list[str]:
-    """The prompts of a `generate`, and its negative prompt where the job gives one."""
+    """The prompts of a command that draws, and its negative prompt where the job gives one."""
     end = words.index("--")
     negative = [word.partition("=")[2] for word in words[:end] if word.startswith("--negative=")]
     texts = [*words[end + 1 :], *negative, _find_option(words, "generate.negative_prompt")]
@@ -168,17 +167,8 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     settings = [*model]
     settings += [f"--seed={job['seed']}"] if "seed" in job else []
     settings += [f"--max-time={job['max_time']}"] if "max_time" in job else []
-    commands = [("train", *_command_options(own, PHOTO_OPTIONS), *settings, *photos)]
-    texts = [
-        prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job.get("prompts", ()), 1)
-    ]
-    texts += prompt_files.read_prompts(Path(found["prompts_file"])) if "prompts_file" in found else []
-    if texts:
-        draw = [f"--seed={job['seed']}"] if "seed" in job else []
-        draw += ["-n", str(job["n"])] if "n" in job else []
-        draw += [f"--lora={text}" for text in found.get("lora", ())]
-        draw += _command_options(found, _SAMPLING_OPTIONS)
-        commands.append(("generate", *model, *draw, "--", *texts))
+    commands: list[tuple[str, ...]] = [("train", *_command_options(own, PHOTO_OPTIONS), *settings, *photos)]
+    commands += job_drawings.build_commands(found, model, where)
     masks = (text for key in ("mask", "refine_mask") for text in found.get(key, ()))
     files = [*found["photo"], *(_mask_path(text, owners) for text in masks if text)]
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands), tuple(settings), tuple(files))
@@ -241,17 +231,11 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
     Args:
         owners: Names and classes of its objects, which may stand before a mask's path.
     """
-    found = job | {"photo": [str(paths.to_path(text, folder)) for text in job["photo"]]}
+    found = job | {"photo": [job_drawings.resolve_photo(text, folder) for text in job["photo"]]}
     for key in ("mask", "refine_mask"):
         if key in job:
             found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
-    if "lora" in job:
-        found["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
-    for key in ("wildcards", "prompts_file"):
-        if key in job:
-            found[key] = paths.to_file(job[key], folder)
-    if "base" in job:
-        found["base"] = paths.to_model(job["base"], folder)
+    found |= job_drawings.resolve_paths(job, folder)
     if "set" in job:
         found["set"] = [_resolve_setting(text, folder) for text in job["set"]]
     return found

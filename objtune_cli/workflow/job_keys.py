@@ -1,6 +1,6 @@
 """The keys of a jobs file: their kinds of values, their former names, and hints where one is wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,59 @@ from objtune_cli.errors import InputError
 from objtune_cli.workflow.photo_keys import HINTS
 
 _TEXT, _TEXTS, _NUMBER, _PLACE, _SETTINGS = "text", "texts", "number", "place", "settings"
+_DECIMAL, _FLAG, _NUMBERS, _TABLES = "decimal", "flag", "numbers", "tables"
+SAMPLING_KEYS: dict[str, tuple[str, str]] = {
+    "seed": (_NUMBER, "0"), "seeds": (_NUMBERS, "[1, 2, 3]"), "n": (_NUMBER, "4"), "lora": (_TEXTS, '"style.safetensors:0.7"'), "negative": (_TEXT, '"blurry"'),
+    "style": (_TEXTS, '"watercolor"'), "wildcards": (_TEXT, '"wildcards"'), "guidance": (_DECIMAL, "7.5"), "strength": (_DECIMAL, "0.8"),
+    "scheduler": (_TEXT, '"euler_a"'), "out": (_TEXT, '"images"'), "format": (_TEXT, '"webp"'), "no_metadata": (_FLAG, "true"),
+    "name_pattern": (_TEXT, '"{object}-{seed}"'),
+}  # fmt: skip
+"""What a job may say about the images of `generate`, `compose` and `place`."""
+SIZE_KEYS: dict[str, tuple[str, str]] = {
+    "size": (_TEXT, '"832x1216"'), "aspect": (_TEXT, '"3:2"'), "width": (_NUMBER, "832"), "height": (_NUMBER, "1216"),
+}  # fmt: skip
+GENERATE_KEYS: dict[str, tuple[str, str]] = {
+    "from": (_TEXT, '"picture.png"'), "change": (_DECIMAL, "0.4"), "best": (_NUMBER, "4"), "grid": (_TEXTS, '"strength=0.6,0.8,1"'), "sheet": (_TEXT, '"sheet.png"'),
+    "adapter": (_TEXT, '"rex@2"'),
+}  # fmt: skip
+RETRY_KEYS: dict[str, tuple[str, str]] = {
+    "retries": (_NUMBER, "4"),
+    "strict": (_FLAG, "true"),
+    "base": (_TEXT, '"sd15"'),
+}
+STEPS_KEY = {"steps": (_NUMBER, "30")}
+"""Of a table that draws; in a job it would be unclear whether steps of training are meant."""
+COMPOSE_KEYS: dict[str, tuple[str, str]] = {
+    "prompt": (_TEXT, '"<rex> and <cup>"'), "places": (_PLACE, '{rex = "left"}'), "layout": (_TEXT, '"layout.toml"'), **SAMPLING_KEYS, **SIZE_KEYS, **STEPS_KEY, **RETRY_KEYS,
+}  # fmt: skip
+PLACE_KEYS: dict[str, tuple[str, str]] = {
+    "prompt": (_TEXT, '"<rex>"'), "into": (_TEXT, '"table.jpg"'), "at": (_PLACE, '"left"'), "mask": (_TEXT, '"where.png"'), "replace": (_TEXT, '"dog"'),
+    "change": (_DECIMAL, "0.8"), **SAMPLING_KEYS, **STEPS_KEY, **RETRY_KEYS,
+}  # fmt: skip
+TABLE_KEYS = {"compose": COMPOSE_KEYS, "place": PLACE_KEYS}
+"""Keys of the tables in a job."""
 KEYS: dict[str, tuple[str, str]] = {
     "photo": (_TEXTS, '"photos/rex.jpg"'), "class": (_TEXTS, '"dog"'), "name": (_TEXTS, '"rex"'), "mask": (_TEXTS, '"rex.png"'),
     "box": (_PLACE, '"110,240,530,530"'), "point": (_PLACE, '"320,240"'), "negative_point": (_PLACE, '"20,40"'), "refine_mask": (_TEXTS, '"rex.png"'),
-    "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "n": (_NUMBER, "4"), "seed": (_NUMBER, "0"), "base": (_TEXT, '"sd15"'),
+    "select": (_TEXT, '"largest"'), "prompts": (_TEXTS, '"a photo of <rex> on the beach"'), "base": (_TEXT, '"sd15"'),
     "device": (_TEXT, '"cuda:0"'), "precision": (_TEXT, '"bf16"'), "set": (_SETTINGS, '"train.max_steps=20"'), "max_time": (_TEXT, '"45m"'),
-    "lora": (_TEXTS, '"style.safetensors:0.7"'), "negative": (_TEXT, '"blurry"'), "style": (_TEXTS, '"watercolor"'), "wildcards": (_TEXT, '"wildcards"'),
-    "prompts_file": (_TEXT, '"prompts.txt"'),
+    "prompts_file": (_TEXT, '"prompts.txt"'), "compose": (_TABLES, '{prompt = "<rex> and <cup>"}'), "place": (_TABLES, '{prompt = "<rex>", into = "table.jpg"}'),
+    **SAMPLING_KEYS, **SIZE_KEYS, **GENERATE_KEYS,
 }  # fmt: skip
 """What a job may say, and what `[defaults]` may say for all of them: the kind of value, and an example."""
 KINDS = {
     _TEXT: "a text", _TEXTS: "a text, or a list of texts", _NUMBER: "a whole number", _PLACE: "a text, or numbers",
-    _SETTINGS: "a text, a list of texts, or a table",
+    _SETTINGS: "a text, a list of texts, or a table", _DECIMAL: "a number", _FLAG: "true or false", _NUMBERS: "a list of whole numbers",
+    _TABLES: "a table, or a list of tables",
 }  # fmt: skip
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    _TEXT: lambda value: isinstance(value, str),
+    _NUMBER: lambda value: type(value) is int,
+    _DECIMAL: lambda value: type(value) in (int, float),
+    _FLAG: lambda value: type(value) is bool,
+    _NUMBERS: lambda value: isinstance(value, list) and bool(value) and all(type(each) is int for each in value),
+}
+"""Kinds whose values stay as they are, each with its check."""
 OTHER_NAMES = {
     "image": "photo", "picture": "photo", "file": "photo", "path": "photo", "input": "photo", "prompt": "prompts", "count": "n", "bbox": "box",
     "category": "class", "label": "class", "model": "base", "negative_prompt": "negative", "styles": "style", "wildcard": "wildcards", "settings": "set", "options": "set", "config": "set",
@@ -52,8 +92,11 @@ def rename_keys(table: dict[str, Any], file: Path, note: Callable[[str], None]) 
             note(f"the key {former} is now {today} ({file.name})")
 
 
-def check_job(job: Any, where: str) -> dict[str, Any]:
+def check_job(job: Any, where: str, keys: Mapping[str, tuple[str, str]] = KEYS) -> dict[str, Any]:
     """A job's table with texts, numbers of places and settings as lists of texts.
+
+    Args:
+        keys: What it may say.
 
     Raises:
         InputError: An unknown key, or a value of another type.
@@ -61,20 +104,22 @@ def check_job(job: Any, where: str) -> dict[str, Any]:
     if not isinstance(job, dict):
         raise InputError(f"{where} is not a table", JOB_EXAMPLE)
     for key, value in job.items():
-        if key not in KEYS:
+        if key not in keys:
             raise InputError(
-                f"unknown key {key} in {where}", f"{_suggest_key(key, value)}known keys: {', '.join(sorted(KEYS))}"
+                f"unknown key {key} in {where}",
+                f"{_suggest_key(key, value, keys)}known keys: {', '.join(sorted(keys))}",
             )
-    return {key: _parse_value(key, value, where) for key, value in job.items()}
+    return {key: _parse_value(key, value, where, keys) for key, value in job.items()}
 
 
-def _suggest_key(key: str, value: Any) -> str:
+def _suggest_key(key: str, value: Any, keys: Mapping[str, tuple[str, str]]) -> str:
     """Suggest what an unknown key probably means; empty if nothing is near."""
-    setting = "" if key.lower() in OTHER_NAMES else _find_setting(key, value)
+    setting = "" if key.lower() in OTHER_NAMES or keys is not KEYS else _find_setting(key, value)
     if setting:
         return f'settings go into `set`: `set = "{setting}"`; '
-    near = OTHER_NAMES.get(key.lower()) or toml_files.nearest(key, KEYS)
-    return f"did you mean `{near} = {KEYS[near][1]}`? " if near else ""
+    near = OTHER_NAMES.get(key.lower(), "")
+    near = near if near in keys else toml_files.nearest(key, keys)
+    return f"did you mean `{near} = {keys[near][1]}`? " if near else ""
 
 
 def _find_setting(key: str, value: Any) -> str:
@@ -89,33 +134,35 @@ def _find_setting(key: str, value: Any) -> str:
     return f"{found}={_setting_text(value)}" if found else ""
 
 
-def _parse_value(key: str, value: Any, where: str) -> Any:
-    kind, example = KEYS[key]
-    found: list[str] | None = None
+def _parse_value(key: str, value: Any, where: str, keys: Mapping[str, tuple[str, str]]) -> Any:
+    kind, example = keys[key]
+    if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
+        raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
+    if kind in _CHECKS and _CHECKS[kind](value):
+        return value
+    tables = [value] if isinstance(value, dict) else value
+    if kind == _TABLES and isinstance(tables, list) and tables and all(isinstance(each, dict) for each in tables):
+        return [check_job(each, f"{key} in {where}", TABLE_KEYS[key]) for each in tables]
+    found = None if kind in (*_CHECKS, _TABLES) else _parse_list(key, kind, value)
+    if not found:
+        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
+    return found
+
+
+def _parse_list(key: str, kind: str, value: Any) -> list[str] | None:
+    """A value of several texts; None where it is of another type."""
     if key == "box":
         value = (
             {name: _join_numbers(each) for name, each in value.items()}
             if isinstance(value, dict)
             else _join_numbers(value)
         )
-    if kind == _NUMBER:
-        if key == "seed" and type(value) is int and not 0 <= value <= MAX_SEED:
-            raise InputError(f"{key} in {where} is {value}", f"a whole number, {SEEDS}")
-        if type(value) is int:
-            return value
-    elif kind == _TEXT:
-        if isinstance(value, str):
-            return value
-    elif kind == _SETTINGS and isinstance(value, dict):
-        found = [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
-    elif key in HINTS and isinstance(value, dict):
+    if kind == _SETTINGS and isinstance(value, dict):
+        return [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
+    if key in (*HINTS, "places") and isinstance(value, dict):
         found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
-        found = found if all(text.partition("=")[2] for text in found) else None
-    else:
-        found = _parse_texts(kind, value)
-    if not found:
-        raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
-    return found
+        return found if all(text.partition("=")[2] for text in found) else None
+    return _parse_texts(kind, value)
 
 
 def _parse_texts(kind: str, value: Any) -> list[str] | None:

@@ -64,6 +64,93 @@ def test_a_job_is_the_commands_that_a_person_would_type(tmp_path):
     assert "--set=train.rank=4" in two.commands[0] and "--set=train.learning_rate=1e-3" not in two.commands[0]
 
 
+def test_a_job_draws_with_every_option_of_its_commands(tmp_path):
+    file = written(
+        tmp_path,
+        """
+        [[job]]
+        photo = "cup.jpg"
+        class = "mug"
+        name = "cup"
+        prompts = "a photo of <cup>"
+        seeds = [1, 2]
+        n = 8
+        best = 2
+        grid = ["strength=0.6,1"]
+        size = "832x1216"
+        guidance = 5.5
+        strength = 0.8
+        scheduler = "euler_a"
+        from = "old.png"
+        change = 0.4
+        out = "images"
+        format = "webp"
+        no_metadata = true
+        sheet = "sheet.png"
+        base = "sd15"
+        [[job.place]]
+        prompt = "<cup>"
+        into = "table.jpg"
+        at = [0.5, 0.4, 0.9, 0.9]
+        change = 0.9
+        seed = 3
+        base = "./fill"
+        strict = true
+        steps = 20
+        [[job.place]]
+        prompt = "<cup>"
+        into = "https://example.org/a.jpg"
+        mask = "where.png"
+        replace = "dog"
+        retries = 2
+        [job.compose]
+        prompt = "<cup> and <rex>"
+        places = {cup = "left", rex = [0.5, 0.4, 0.9, 0.9]}
+        strict = false
+        """,
+    )
+    (job,) = job_file.read_jobs(file)
+    shared = ("-n", "8")
+    more = ("--guidance=5.5", "--strength=0.8", "--scheduler=euler_a", f"--out={tmp_path / 'images'}", "--format=webp", "--no-metadata")  # fmt: skip
+    generate = ("--size=832x1216", f"--from={tmp_path / 'old.png'}", "--change=0.4", "--best=2", "--grid=strength=0.6,1", f"--sheet={tmp_path / 'sheet.png'}")  # fmt: skip
+    assert job.commands[1:] == (
+        ("generate", "--base=sd15", "--seed=1,2", *shared, *more, *generate, "--", "a photo of <cup>"),
+        ("compose", "--base=sd15", "--seed=1,2", "--place=cup=left", "--place=rex=0.5,0.4,0.9,0.9", *shared, *more, "--size=832x1216", "--", "<cup> and <rex>"),
+        ("place", "--base=sd15", f"--into={tmp_path / 'table.jpg'}", "--at=0.5,0.4,0.9,0.9", "--change=0.9", "--seed=3", *shared, *more, "--steps=20", "--strict",
+         f"--base={tmp_path / 'fill'}", "--", "<cup>"),
+        ("place", "--base=sd15", "--seed=1,2", "--into=https://example.org/a.jpg", f"--mask={tmp_path / 'where.png'}", "--replace=dog", *shared, *more,
+         "--retries=2", "--", "<cup>"),
+    )  # fmt: skip
+
+
+def test_every_option_that_draws_is_a_key_of_a_job():
+    from objtune_cli.cli.drawing import CHOICE
+    from objtune_cli.cli.sampling_options import SAMPLING
+    from objtune_cli.workflow import job_keys
+
+    assert {name.strip("_") for name in (*SAMPLING, *CHOICE)} - {"steps"} <= set(job_keys.KEYS)
+    assert {name.strip("_") for name in SAMPLING} <= set(job_keys.COMPOSE_KEYS)
+    assert {name.strip("_") for name in SAMPLING} - set(job_keys.SIZE_KEYS) <= set(job_keys.PLACE_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("place = {prompt = '<cup>'}", "place in job 1 of {} has no into"),
+        ("place = {prompt = '<cup>', into = 'a.jpg', inot = 1}", "unknown key inot in place in job 1 of {}"),
+        ("place = 'a.jpg'", "place in job 1 of {} is 'a.jpg'"),
+        ("strength = 'much'", "strength in job 1 of {} is 'much'"),
+        ("no_metadata = 1", "no_metadata in job 1 of {} is 1"),
+        ("seeds = [1, 'a']", "seeds in job 1 of {} is [1, 'a']"),
+    ],
+)
+def test_wrong_values_of_drawings_are_one_line(lines, message, tmp_path):
+    file = written(tmp_path, f"[[job]]\nphoto = 'a.jpg'\nclass = 'mug'\nname = 'cup'\n{lines}")
+    with pytest.raises(InputError) as caught:
+        job_file.read_jobs(file)
+    assert caught.value.message == message.format(file) and caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("lines", "end"),
     [

@@ -1,0 +1,87 @@
+"""The commands of a job that draw its objects: `generate`, `compose` and `place`, with their options as keys of the job."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from objtune_cli import paths
+from objtune_cli.errors import InputError
+from objtune_cli.workflow import photo_sources, prompt_files, prompt_text
+from objtune_cli.workflow.job_keys import COMPOSE_KEYS, GENERATE_KEYS, PLACE_KEYS, SAMPLING_KEYS, SIZE_KEYS
+
+FILES = ("wildcards", "prompts_file", "out", "from", "sheet", "layout", "into", "mask")
+"""Keys of drawings that are paths; `mask` only of `place`."""
+NAMES = {"places": "--place"}
+"""Keys whose options have other names."""
+REQUIRED = {"compose": ("prompt",), "place": ("prompt", "into")}
+TABLES = {"compose": COMPOSE_KEYS, "place": PLACE_KEYS}
+
+
+def resolve_photo(text: str, folder: Path) -> str:
+    """A photo's path from the jobs file's folder, or its web address."""
+    return text if photo_sources.is_address(text) else str(paths.to_path(text, folder))
+
+
+def resolve_paths(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The keys of drawings with every path in them started from the jobs file's folder."""
+    found: dict[str, Any] = {}
+    if "lora" in job:
+        found["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
+    for key in FILES:
+        if key in job and isinstance(job[key], str):  # the masks of photos are lists
+            found[key] = resolve_photo(job[key], folder) if key in ("from", "into") else paths.to_file(job[key], folder)
+    if "base" in job:
+        found["base"] = paths.to_model(job["base"], folder)
+    for command in TABLES:
+        if command in job:
+            found[command] = [each | resolve_paths(each, folder) for each in job[command]]
+    return found
+
+
+def build_commands(job: dict[str, Any], model: list[str], where: str) -> list[tuple[str, ...]]:
+    """The command lines that draw a job's objects.
+
+    Args:
+        job: Checked, with its paths resolved. model: Options of every command.
+
+    Raises:
+        InputError: A prompt is not text, or a table lacks a key.
+    """
+    commands: list[tuple[str, ...]] = []
+    texts = [
+        prompt_text.clean_prompt(text, f"prompt {i} in {where}") for i, text in enumerate(job.get("prompts", ()), 1)
+    ]
+    texts += prompt_files.read_prompts(Path(job["prompts_file"])) if "prompts_file" in job else []
+    if texts:
+        keys = (*SAMPLING_KEYS, *SIZE_KEYS, *GENERATE_KEYS)
+        commands.append(("generate", *model, *_options(job, keys), "--", *texts))
+    for command, known in TABLES.items():
+        for table in job.get(command, ()):
+            missing = next((key for key in REQUIRED[command] if key not in table), "")
+            if missing:
+                raise InputError(f"{command} in {where} has no {missing}", f"`{missing} = {known[missing][1]}`")
+            prompt = prompt_text.clean_prompt(table["prompt"], f"the prompt of {command} in {where}")
+            shared = {key: job[key] for key in (*SAMPLING_KEYS, *SIZE_KEYS) if key in job and key in known}
+            if "seed" in table:
+                shared.pop("seeds", None)
+            commands.append(
+                (command, *model, *_options(shared | table, [k for k in known if k != "prompt"]), "--", prompt)
+            )
+    return commands
+
+
+def _options(job: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Options as `--name=value`, so that a value may begin with a dash."""
+    options = []
+    chosen = {key: job[key] for key in keys if key in job}
+    if "seeds" in chosen:
+        chosen = {"seed": ",".join(map(str, chosen.pop("seeds")))} | {k: v for k, v in chosen.items() if k != "seed"}
+    for key, value in chosen.items():
+        name = NAMES.get(key, f"--{key.replace('_', '-')}")
+        if isinstance(value, bool):
+            options += [name] if value else []
+        elif key == "n":
+            options += ["-n", str(value)]
+        else:
+            options += [f"{name}={each}" for each in (value if isinstance(value, list) else [value])]
+    return options
