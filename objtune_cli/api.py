@@ -4,21 +4,20 @@ Every function takes a project as `project` gives it, does what the command of i
 `errors.ObjtuneError` where the command would say one line. Settings are those of objtune.toml, by section and key.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from objtune_cli.config.resolve import Settings
-from objtune_cli.config.sections import Common, Compose, Embed, Generate, Place, Prior, Segment, Train
+from objtune_cli.config.sections import Common, Compose, Embed, Place, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError, UsageError
 from objtune_cli.paths import to_path
 from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import StageContext, StageResult
+from objtune_cli.workflow.reporting import LogReporter
 
 __all__ = [
     "ObjtuneError",
@@ -33,25 +32,6 @@ __all__ = [
     "segment",
     "train",
 ]
-
-LOG = logging.getLogger("objtune")
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class LogReporter:
-    """What stages say, as lines of the logger `objtune`; progress for `on_step` (stage, done, total)."""
-
-    on_step: Callable[[str, int, int], None] = lambda stage, done, total: None
-
-    def note(self, text: str) -> None:
-        LOG.info("%s", text)
-
-    def step(self, stage: str, done: int, total: int, **values: float) -> None:
-        self.on_step(stage, done, total)
-
-    def image(self, stage: str, step: int, name: str, rgb: Any) -> None:
-        """Images are in the results of the functions, so a log needs none."""
 
 
 def project(
@@ -194,74 +174,99 @@ def _segment_photos(
         return [each.ref for each in several_photos.run(ctx, requests)]
 
 
-def _sampling(ctx: StageContext, **settings: Any) -> Generate:
-    """The settings of `generate`; `lora` may be a list.
-
-    Raises:
-        UsageError: There is no such setting.
-    """
-    known = {field.name for field in fields(Generate)}
-    unknown = next((name for name in settings if name not in known), None)
-    if unknown:
-        raise UsageError(f"generate has no setting {unknown}", f"known: {', '.join(sorted(known))}")
-    if isinstance(settings.get("lora"), list | tuple):
-        settings["lora"] = "".join(f"{each}\n" for each in settings["lora"])
-    return ctx.settings.resolve(Generate, **settings)
-
-
 def generate(
-    ctx: StageContext, *prompts: str, n: int | None = None, seed: int | None = None, out: str | Path | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None, **settings: Any,
-) -> list[StageResult]:  # fmt: skip
-    """Pictures of prompts that name trained objects; `images` of a result are their paths; `negative`: what should not be in them; `width`, `height`: px, by default the base's own; `strength`: 0 to 2, as `<dog:0.8>` says it of one object; other settings of `generate` by their names: `lora="style.safetensors:0.7"`, `scheduler="euler_a"`."""
-    from objtune_cli.generation import stage
+    ctx: StageContext,
+    *prompts: str,
+    n: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    best: int | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    sheet: str | Path | None = None,
+    adapter: str = "",
+    out: str | Path | None = None,
+    **settings: Any,
+) -> list[StageResult]:
+    """Images of prompts that name trained objects; `images` of a result are their paths.
 
+    Args:
+        n: Images per prompt. seed: Of the first image; of a list, one image of each.
+        best: Keep so many of the images of each prompt; their scores are `metrics["best"]` of a result.
+        grid: One or two settings with their values: `{"strength": [0.6, 1]}`. sheet: File of a contact sheet, or of the grid's.
+        adapter: Takes all objects from this adapter. out: Folder of copies.
+        settings: Other options of the command, or settings: `size="832x1216"`, `width=832`, `aspect="3:2"`, `strength=0.8`, `negative="blurry"`,
+            `style="watercolor"`, `wildcards="lists"`, `lora="style.safetensors:0.7"`, `init_image="a.png"`, `steps=20`.
+    """
+    from objtune_cli.evaluation import image_choice
+    from objtune_cli.generation import python_arguments
+
+    axes = python_arguments.grid_axes(grid or {})
     with _lock_project(ctx):
-        config = _sampling(
-            ctx, num_images=n, seed=seed, width=width, height=height, strength=strength, negative_prompt=negative, **settings
-        )  # fmt: skip
-        return stage.run(ctx, list(prompts), config, to_path(out) if out else None)
+        configs = python_arguments.resolve_variants(ctx, settings, n, seed, axes)
+        choice = image_choice.Choice(best, axes, _as_path(sheet), _as_path(out))
+        source = ctx.store.find(adapter, ("adapter",)) if adapter else None
+        drawn = image_choice.draw(ctx, list(prompts), configs, choice, source)
+    scores = iter(drawn.scores)
+    for result in drawn.results if best else ():
+        result.metrics = {**result.metrics, "best": [next(scores) for _ in result.images]}
+    return drawn.results
 
 
 def compose(
-    ctx: StageContext, prompt: str, places: Mapping[str, str | Sequence[str]] | None = None, *, n: int | None = None, seed: int | None = None,
-    width: int | None = None, height: int | None = None, strength: float | None = None, negative: str | None = None, **settings: Any,
-) -> StageResult:  # fmt: skip
-    """Objects together; other settings as of `generate`; `places`: name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once; `width`, `height`: px, by default as many objects need."""
-    from objtune_cli.composition import layout, stage
+    ctx: StageContext,
+    prompt: str,
+    places: Mapping[str, str | Sequence[str]] | None = None,
+    *,
+    n: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> StageResult:
+    """Objects together in one image.
 
-    given = layout.parse_places(
-        [
-            f"{name}={where}"
-            for name, own in (places or {}).items()
-            for where in ([own] if isinstance(own, str) else own)
-        ]
-    )
+    Args:
+        places: Name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once.
+        out, settings: As of `generate`; without a size the image has as many pixels as the objects need.
+    """
+    from objtune_cli.composition import layout, stage
+    from objtune_cli.generation import python_arguments
+
+    boxes = layout.parse_mapping(places or {})
     with _lock_project(ctx):
-        config = _sampling(
-            ctx,
-            num_images=n,
-            seed=seed,
-            width=width,
-            height=height,
-            strength=strength,
-            negative_prompt=negative,
-            **settings,
-        )
-        return stage.run(ctx, prompt, given, config, ctx.settings.resolve(Compose))[0]
+        config = python_arguments.resolve(ctx, {"num_images": n, "seed": seed} | settings)
+        return stage.run(ctx, prompt, boxes, config, ctx.settings.resolve(Compose), _as_path(out))[0]
 
 
 def place(
-    ctx: StageContext, prompt: str, into: str | Path, at: str = "", *, mask: str | Path | None = None, replace: str = "",
-    n: int | None = None, seed: int | None = None, strength: float | None = None,
-) -> StageResult:  # fmt: skip
-    """An object drawn into the photo `into`, the rest of which stays; `at`: "left" or "0.5,0.4,0.9,0.9"; `mask`: white where it goes; `replace`: class word of what it replaces."""
+    ctx: StageContext,
+    prompt: str,
+    into: str | Path,
+    at: str = "",
+    *,
+    mask: str | Path | None = None,
+    replace: str = "",
+    n: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> StageResult:
+    """An object drawn into the photo `into`, the rest of which stays.
+
+    Args:
+        at: "left" or "0.5,0.4,0.9,0.9". mask: White where it goes. replace: Class word of what it replaces.
+        out, settings: As of `generate`, without a size; and `change`: how much the region changes, 0.05 to 1.
+    """
+    from objtune_cli.generation import python_arguments
     from objtune_cli.placement import regions, stage
 
-    location = stage.Location(regions.parse_box(at) if at else None, to_path(mask) if mask else None, replace)
+    location = stage.Location(regions.parse_box(at) if at else None, _as_path(mask), replace)
     with _lock_project(ctx):
-        config = ctx.settings.resolve(Generate, num_images=n, seed=seed, strength=strength)
-        return stage.run(ctx, prompt, to_path(into), location, config, ctx.settings.resolve(Place))[0]
+        options = ctx.settings.resolve(Place, change=settings.pop("change", None))
+        config = python_arguments.resolve(ctx, {"num_images": n, "seed": seed} | settings)
+        return stage.run(ctx, prompt, to_path(into), location, config, options, _as_path(out))[0]
+
+
+def _as_path(value: str | Path | None) -> Path | None:
+    return to_path(value) if value else None
 
 
 def export(

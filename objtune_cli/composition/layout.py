@@ -92,6 +92,12 @@ def parse_places(texts: Sequence[str]) -> dict[str, list[Box]]:
     return boxes
 
 
+def parse_mapping(places: Mapping[str, str | Sequence[str]]) -> dict[str, list[Box]]:
+    """Parse places of a mapping: object name to "left" or "0.5,0.4,0.9,0.9", or to a list of such; errors as of `parse_places`."""
+    pairs = [(name, [own] if isinstance(own, str) else own) for name, own in places.items()]
+    return parse_places([f"{name}={place}" for name, own in pairs for place in own])
+
+
 def read_file(file: Path) -> dict[str, list[Box]]:
     """Read places from a TOML or JSON file: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`, or a list of these for an object that the prompt names more than once.
 

@@ -1,12 +1,17 @@
 """Reports of running stages: notes, progress, metrics and images."""
 
+import logging
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from objtune_cli.workflow.metric_loggers import MetricLogger, Step
 
 if TYPE_CHECKING:
     import numpy as np
+
+_LOG = logging.getLogger("objtune")
 
 
 class Reporter(Protocol):
@@ -71,3 +76,19 @@ class NotesOnce:
 
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         self.report.image(stage, step, name, rgb)
+
+
+@dataclass(slots=True)
+class LogReporter:
+    """What stages say, as lines of the logger `objtune`; progress for `on_step` (stage, done, total)."""
+
+    on_step: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def note(self, text: str) -> None:
+        _LOG.info("%s", text)
+
+    def step(self, stage: str, done: int, total: int, **values: float) -> None:
+        self.on_step(stage, done, total)
+
+    def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
+        """Images are in the results of the functions, so a log needs none."""

@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 def test_the_page_prints_what_it_says(project: Path) -> None:
     text = (REPOSITORY / "docs" / "how-to" / "notebooks.md").read_text()
     cells = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, re.S)
-    assert len(cells) == text.count("```python") == 6
+    assert len(cells) == text.count("```python") == 7
     for photo in ("photo.jpg", "mug.jpg"):
         shutil.copy(REPOSITORY / "docs" / "examples" / photo, project)
     names: dict[str, Any] = {}
@@ -67,3 +67,29 @@ def test_settings_of_a_project_are_checked(project: Path) -> None:
     assert steps == [("train", 1, 2)]
     with pytest.raises(UsageError, match="stepz"):
         objtune_cli.project("inner", train={"stepz": 7})
+
+
+@pytest.mark.usefixtures("fast_sampling")
+def test_generate_takes_what_the_command_takes(project: Path, base: Path, trained_artifacts: Path) -> None:
+    Path("objtune.toml").write_text(f'base = "{base}"\n[styles.ink]\nprompt = "{{prompt}}, ink"\n')
+    shutil.copytree(trained_artifacts, "artifacts")
+    Path("lists").mkdir()
+    Path("lists/animal.txt").write_text("cat\nowl\n")
+    ctx = objtune_cli.project(".", generate={"steps": 2})
+    (kept,) = objtune_cli.generate(
+        ctx, "a photo of <cup>", n=3, best=2, sheet="best.png", style=["ink"], out=Path("kept")
+    )
+    assert ctx.store.read_record(kept.ref).config["prompt"] == "a photo of <cup>, ink"
+    assert len(kept.images) == len(kept.metrics["best"]) == 2 and kept.images[0].parent.name == "kept"
+    assert {"object", "prompt"} >= set(kept.metrics["best"][0]) and Path("best.png").is_file()
+    cells = objtune_cli.generate(ctx, "<cup>", grid={"strength": [0.5, 1], "seed": [1, 2]}, sheet="cells.png")
+    settings = [ctx.store.read_record(cell.ref).config for cell in cells]
+    assert [each["seed"] for each in settings] == [1, 1, 2, 2] and all(len(cell.images) == 1 for cell in cells)
+    assert [each.get("strengths") for each in settings] == [{"cup": 0.5}, None] * 2
+    one, two = objtune_cli.generate(ctx, "<cup> and an __animal__", seed=[4, 6], wildcards=Path("lists"), aspect="3:2")
+    prompts = {ctx.store.read_record(each.ref).config["prompt"] for each in (one, two)}
+    assert prompts <= {"<cup> and an cat", "<cup> and an owl"}
+    with pytest.raises(UsageError, match="no setting stile"):
+        objtune_cli.generate(ctx, "<cup>", stile="ink")
+    with pytest.raises(UsageError, match="--best is 4 of 4"):
+        objtune_cli.generate(ctx, "<cup>", best=4)
