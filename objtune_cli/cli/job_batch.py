@@ -15,7 +15,9 @@ import typer
 
 from objtune_cli.cli import console, durations, failures
 from objtune_cli.cli.app import COMMANDS
-from objtune_cli.cli.commands import generate as generate_command
+from objtune_cli.cli.commands.compose import compose
+from objtune_cli.cli.commands.generate import generate
+from objtune_cli.cli.commands.place import place
 from objtune_cli.cli.option_groups import KEY
 from objtune_cli.cli.options import GLOBAL, MODEL, Invocation
 from objtune_cli.cli.photo_groups import parse_requests
@@ -105,6 +107,10 @@ def run_task(task: Mapping[str, Any], stop: StopFlag, emit: Emit) -> dict[str, A
         how = "memory" if failures.is_out_of_memory(exception) else "divide" if "prior" not in task else "done"
     code, message = (error.code, error.message) if error else (0, "")
     return {"how": how, "code": code, "message": message, "seconds": clock.read()}
+
+
+DRAWINGS: dict[str, Callable[..., CommandResult]] = {"generate": generate, "compose": compose, "place": place}
+"""The commands that a job may have behind its `train`."""
 
 
 def _parse(project: str, stop: StopFlag, words: Sequence[str]) -> tuple[CommandRun, dict[str, Any]]:
@@ -242,7 +248,7 @@ class _Batch:
                 for words in job.commands[1:]:
                     run, values = _parse(self.project, self.stop, words)
                     with run.resources:
-                        result: CommandResult = generate_command.generate(run, **values)
+                        result = DRAWINGS[words[0]](run, **values)
                     job.add(result.results)
         except Exception as exception:
             if failures.is_out_of_memory(exception):

@@ -362,6 +362,7 @@ def batch(base, dog_photo, project) -> Path:
     (project / "jobs.toml").write_text(
         f'[defaults]\nbase = "{base}"\nset = [{many}]\n'
         f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nname = "rex"\nprompts = "<rex> at night"\nn = 1\n'
+        f'place = {{prompt = "<rex>", into = "{dog_photo}", at = "left", steps = 2, retries = 0}}\n'
         '[[job]]\nphoto = "words.jpg"\nclass = "dog"\nname = "bad"\n'
         f'[[job]]\nphoto = "{dog_photo.with_name("mug.jpg")}"\nclass = "mug"\nname = "cup"\n'
     )
@@ -380,7 +381,7 @@ def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, 
         ("cup", "done", 0),
     ]
     assert first.code == 3
-    assert document["jobs"][0]["refs"] == ["adapter/rex@1", "scene/rex@1"]
+    assert document["jobs"][0]["refs"] == ["adapter/rex@1", "scene/rex@1", "scene/rex@2"]
     assert Path(document["jobs"][0]["images"][-1]).name == "001.png"
     assert "words.jpg is not a picture" in document["jobs"][1]["message"]
     assert "Traceback" not in (project / ".objtune/log/bad.txt").read_text()
