@@ -129,18 +129,20 @@ def _score(
     objects = _object_scores(ctx, model, record, parts) if record.objects else [None] * len(pixels)
     prompts: list[float] | list[None] = [None] * len(pixels)
     if towers is not None:
-        text = _class_prompt(record)
+        text = class_prompt(record)
         with torch.no_grad():
             wanted = towers.text_features(model, [text])
             prompts = [float(v) for part in parts for v in towers.image_features((part + 1) / 2) @ wanted[0]]
     return [ImageScore(o, p) for o, p in zip(objects, prompts, strict=True)]
 
 
-def _class_prompt(record: Record) -> str:
-    """The prompt of a scene with class words in place of its objects."""
-    from objtune_cli.models.prompts import with_class_words
+def class_prompt(record: Record) -> str:
+    """The prompt of a scene as its images show it: the words alone, all choices made, with class words in place of its objects."""
+    from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
 
-    return with_class_words(str(record.config["prompt"]), record.objects)
+    syntax = str(record.config.get("prompt_syntax", PLAIN))
+    text = plain_text(name_class_words(str(record.config["prompt"]), record.objects, syntax), syntax)
+    return " ".join(text.split())
 
 
 def _object_scores(

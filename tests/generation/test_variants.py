@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from objtune_cli.errors import InputError, UsageError
-from objtune_cli.evaluation.best_images import ImageScore, rank
+from objtune_cli.evaluation.best_images import ImageScore, class_prompt, rank
 from objtune_cli.generation import image_size, variants
 from objtune_cli.images import contact_sheet, png
 from objtune_cli.store import refs
@@ -68,6 +68,25 @@ def test_the_best_images_are_kept_with_their_scores(drawing) -> None:
     assert len(document["images"]) == len(list(Path("kept").iterdir())) == 2
     assert all("object" in each for each in document["best"]) and "the best 2 of 3 images" in result.err
     assert len(list(Path("artifacts/scene/dog/v001").glob("0*.png"))) == 3  # the others stay in the project
+
+
+def test_the_prompt_is_judged_by_its_words_alone(drawing) -> None:
+    result = drawing(
+        "generate",
+        "a photo of (<dog>:1.3) in {the snow|the sun} BREAK [blurry], \\(soft\\)",
+        *QUICK,
+        "-n",
+        3,
+        "--best",
+        2,
+        "--seed",
+        1,
+    )
+    assert result.code == 0, result.err
+    store = Store.at(Path())
+    prompts = [class_prompt(store.read_record(refs.Ref("scene", "dog", i + 1))) for i in range(3)]
+    words = {f"a photo of a dog in {place} blurry, (soft)" for place in ("the snow", "the sun")}
+    assert set(prompts) <= words, prompts
 
 
 def test_ranks() -> None:
