@@ -13,7 +13,7 @@ from typing import Any
 from objtune_cli.config.resolve import Settings
 from objtune_cli.config.sections import Common, Compose, Embed, Place, Prior, Segment, Train
 from objtune_cli.errors import ObjtuneError, UsageError
-from objtune_cli.paths import to_path
+from objtune_cli.paths import to_path, to_place
 from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow.context import StageContext, StageResult
@@ -44,13 +44,14 @@ def project(
     """A project folder (made one where it is none) with settings above those of its objtune.toml.
 
     Args:
+        folder: A folder, or the address of object storage: `s3://bucket/prefix`.
         settings: `base="sdxl"`, `device="cpu"`; sections as mappings: `train={"steps": 200}`, `generate={"n": 1}`.
         on_step: Called with stage, done and total. force: work that is done is made again.
 
     Raises:
         UsageError: An unknown key, or a value out of range.
     """
-    found = find_project(to_path(folder), create=True)
+    found = find_project(to_place(folder), create=True)
     given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
     given += [
         f"{section.replace('_', '-')}.{k}={v}"

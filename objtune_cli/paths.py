@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import unquote
 
 from objtune_cli.errors import UsageError
@@ -65,6 +66,21 @@ def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
             if path_exists(_join(_expand(other), folder)):
                 return _join(_expand(other), folder)
     return path
+
+
+_ADDRESS = re.compile(r"(?:s3|gs|az|memory)://", re.I)
+
+
+def to_place(text: str | os.PathLike[str] | None) -> Path | str | None:
+    """The place of a project that a text names: the path of a folder, or an address of object storage as it stands; None for empty text."""
+    if not text:
+        return None
+    return text if is_storage_address(text) else to_path(text)
+
+
+def is_storage_address(text: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Whether a text is the address of object storage rather than a folder."""
+    return isinstance(text, str) and _ADDRESS.match(text) is not None
 
 
 def to_model(text: str, folder: Path | None = None) -> str:

@@ -54,6 +54,7 @@ HEAVY = {
     "safetensors",
     "rich",
     "huggingface_hub",
+    "obstore",
 }
 TOYBOX_WORLD = (
     "models",
@@ -257,6 +258,8 @@ OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")
 
 DOWNLOADS = ("interchange/hub.py", "interchange/hub_download.py", "workflow/photo_sources.py")
 """Models by `fetch`, and photos by their web addresses."""
+STORAGE = ("store/remote_backend.py", "store/storage_client.py")
+"""Object storage, when `--project` is the address of a bucket."""
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) not in DOWNLOADS], ids=name_of)
@@ -269,7 +272,8 @@ def test_nothing_but_fetch_opens_a_connection(path: Path) -> None:
     if any("**local" in text for text in said):
         assert "local_files_only" in path.read_text()
     clients = ("socket", "urllib.request", "http.client", "requests", "httpx", "httpx2", "aiohttp", "torch.hub")
-    assert [name for name in imports(path, inside_functions=True) if name.startswith(clients)] == []
+    storage = () if name_of(path) in STORAGE else ("obstore",)
+    assert [name for name in imports(path, inside_functions=True) if name.startswith((*clients, *storage))] == []
 
 
 LOADED = """

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def resolve_bench_settings(run: CommandRun, **flags: Any) -> tuple["StageContext", Bench]:
     ctx = run.context(create=False)
+    if run.name == "bench":
+        ctx.project.require_folder("`bench`")
     return ctx, ctx.settings.resolve(Bench, **flags)
 
 

@@ -15,7 +15,7 @@ def _store() -> "Store":
     from objtune_cli.store.project import find_project
 
     folder = os.environ.get("OBJTUNE_PROJECT")
-    return find_project(paths.to_path(folder) if folder else None).store
+    return find_project(paths.to_place(folder)).store
 
 
 def _offer(kinds: tuple[str, ...], incomplete: str) -> list[str]:
@@ -60,7 +60,7 @@ def style_name(incomplete: str) -> list[str]:
 
     folder = os.environ.get("OBJTUNE_PROJECT")
     try:
-        styles = Settings(find_project(paths.to_path(folder) if folder else None).settings, {}).styles
+        styles = Settings(find_project(paths.to_place(folder)).settings, {}).styles
     except (ObjtuneError, OSError):
         return []
     return [name for name in sorted(styles) if name.startswith(incomplete)]

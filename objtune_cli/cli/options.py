@@ -13,8 +13,12 @@ from objtune_cli.workflow.metric_loggers import LOGGERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 ProjectDir = Annotated[
-    Path | None,
-    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one above the current folder."),
+    str | None,
+    typer.Option(
+        "--project",
+        metavar="DIR",
+        help="Project folder, or s3://, gs:// or az:// with bucket and prefix; default: the nearest folder above the current one.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]

@@ -76,10 +76,9 @@ class CommandRun:
 
         return find_project(self.requested_folder(), create=create)
 
-    def requested_folder(self) -> Path | None:
-        """The folder that `--project` or OBJTUNE_PROJECT names; None where neither does."""
-        folder = self.options.get("project") or os.environ.get("OBJTUNE_PROJECT")
-        return paths.to_path(folder) if folder else None
+    def requested_folder(self) -> Path | str | None:
+        """The folder or address that `--project` or OBJTUNE_PROJECT names; None where neither does."""
+        return paths.to_place(self.options.get("project") or os.environ.get("OBJTUNE_PROJECT"))
 
     def settings(self, project: "Project") -> "Settings":
         """Read all layers of settings; each note on a former name is reported once."""
@@ -230,7 +229,7 @@ def _build_document(run: CommandRun, result: CommandResult, seconds: float) -> d
     return {
         "command": run.name,
         "refs": [_describe_result(each, store) for each in result.results],
-        "images": [str(path) for path in _images(result)],
+        "images": [str(store.backend.locate_path(path)) for path in _images(result)],
         "metrics": {str(each.ref): dict(each.metrics) for each in result.results if each.metrics},
         "seconds": round(seconds, 3),
         **result.extra,
@@ -240,16 +239,23 @@ def _build_document(run: CommandRun, result: CommandResult, seconds: float) -> d
 def _print_result(run: CommandRun, result: CommandResult) -> None:
     """Print refs or image paths, one a line; a terminal also shows an image."""
     images = _images(result)
+    names = [_name_image(run, path) for path in images]
     if result.printed == "refs":
-        for path in images:
-            run.report.note(f"picture: {relative_to_cwd(path)}")
+        for name in names:
+            run.report.note(f"picture: {name}")
         if images:
             run.progress.show_image(images[-1])
         console.print_lines([each.ref for each in result.results])
     elif result.printed == "images":
         if images:
             run.progress.show_image(images[0])
-        console.print_lines([relative_to_cwd(path) for path in images])
+        console.print_lines(names)
+
+
+def _name_image(run: CommandRun, path: Path) -> str:
+    """The address of an image in a bucket, or its path."""
+    name = run.project().store.backend.locate_path(path)
+    return str(relative_to_cwd(name) if isinstance(name, Path) else name)
 
 
 def relative_to_cwd(path: Path) -> Path:
@@ -263,7 +269,7 @@ def relative_to_cwd(path: Path) -> Path:
 
 def _describe_result(result: "StageResult", store: "Store") -> dict[str, Any]:
     sha256 = store.compute_sha256(result.ref)
-    return {"ref": str(result.ref), "path": str(store.path(result.ref)), "sha256": sha256, "reused": result.reused}
+    return {"ref": str(result.ref), "path": store.locate(result.ref), "sha256": sha256, "reused": result.reused}
 
 
 def require(condition: object, message: str, hint: str) -> None:

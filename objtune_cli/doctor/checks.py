@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -47,7 +48,7 @@ def run_checks(project: Project, base: str = "") -> list[Check]:
     return [
         *_check_packages(),
         _check_memory(),
-        _check_disk(project.folder),
+        _check_disk(project.folder if project.remote is None else Path(tempfile.gettempdir())),
         *(_check_base(base) if base else [*_check_bases(), *_check_models(project)]),
         *_check_store(project),
     ]
@@ -219,19 +220,23 @@ def _check_cached(name: str, repository: str) -> Check:
     return Check(name, "ok", str(found))
 
 
+def _check_writable(project: Project) -> Check:
+    if project.remote is None:
+        writable = os.access(project.folder, os.W_OK)
+        remedy = "" if writable else "it cannot be written; check its owner and mode"
+        return Check("project", "ok" if writable else "bad", str(project.folder), remedy)
+    try:
+        project.remote.check_writable("")
+    except ObjtuneError as error:
+        return Check("project", "bad", error.message, error.hint)
+    return Check("project", "ok", project.location)
+
+
 def _check_store(project: Project) -> list[Check]:
     """Whether there is a project, may be written, and every header can be read; `verify` reads every byte."""
     if not project.settings.exists():
-        return [Check("project", "missing", f"{project.folder} is none yet", "objtune init")]
-    writable = os.access(project.folder, os.W_OK)
-    found = [
-        Check(
-            "project",
-            "ok" if writable else "bad",
-            str(project.folder),
-            "" if writable else "it cannot be written; check its owner and mode",
-        )
-    ]
+        return [Check("project", "missing", f"{project.location} is none yet", "objtune init")]
+    found = [_check_writable(project)]
     every = project.store.list()
     broken = []
     for ref in every:

@@ -134,12 +134,9 @@ def _find_lora(ctx: StageContext, name: str, strength: float | None, *, is_tag: 
         MissingError: There is none.
     """
     candidates = [Path(name)] if not is_tag else []
-    candidates += [
-        folder / file
-        for folder in (ctx.project.folder / FOLDER, Path())
-        for file in (f"{name}.safetensors", name)
-        if "/" not in name
-    ]
+    if "/" not in name:
+        files = (f"{name}.safetensors", name)
+        candidates += [*(ctx.store.backend.path(f"{FOLDER}/{file}") for file in files), *map(Path, files)]
     path = next(filter(paths.path_exists, candidates), None) or _find_in_cache(name)
     if path is not None:
         return _read_files(ctx, path, strength)
@@ -154,8 +151,8 @@ def _find_lora(ctx: StageContext, name: str, strength: float | None, *, is_tag: 
 
 
 def _suggest_places(ctx: StageContext, name: str) -> str:
-    folder = ctx.project.folder / FOLDER
-    known = sorted(path.stem for path in folder.glob("*.safetensors")) if folder.is_dir() else []
+    names = [Path(entry.name) for entry in ctx.store.backend.list(f"{FOLDER}/")]
+    known = sorted(name.stem for name in names if name.suffix == ".safetensors")
     if paths.is_hub_id(name):
         return f"`hf download {name}` brings it; or give a .safetensors file"
     others = f"; {FOLDER}/ holds {', '.join(known[:8])}" if known else ""

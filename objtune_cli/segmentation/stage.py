@@ -176,7 +176,7 @@ def _check_mask(
         rejected = f"{garbage.REJECTED}{target.name}.png"
         ctx.store.write(rejected, overlay)
         raise GateError(
-            f"no usable mask of the {target.class_word}: {problem} (see {ctx.store.backend.path(rejected)})", advice
+            f"no usable mask of the {target.class_word}: {problem} (see {ctx.store.backend.locate(rejected)})", advice
         )
     if problem:
         ctx.report.note(f"kept although {problem}")

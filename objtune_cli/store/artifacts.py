@@ -74,7 +74,7 @@ class Record:
         return hashlib.sha256(header.canonical_json(parts).encode()).hexdigest()
 
 
-def record_from_header(raw: dict[str, Any], path: Path) -> Record:
+def record_from_header(raw: dict[str, Any], path: Path | str) -> Record:
     """Read the record in a header of any schema.
 
     Raises:

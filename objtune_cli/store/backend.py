@@ -18,6 +18,8 @@ from objtune_cli.store.refs import ARTIFACTS
 
 TEMPORARY = ".objtune/tmp/"
 """Prefix of files that are being written."""
+CHECKS = ".objtune/check/"
+"""Prefix of small objects in a bucket that live for a moment: self-checks and readings of the storage's clock."""
 
 
 class TakenError(Exception):
@@ -100,11 +102,11 @@ class Backend(Protocol):
     def locate(self, key: str) -> str:
         """Return what people call a file: its path, or its address."""
 
-    def path(self, key: str) -> Path:
-        """Return the local path of a file.
+    def locate_path(self, path: Path) -> Path | str:
+        """Return what people call the file of a local path that `path` returned; any other path as it is."""
 
-        Some readers need one: numpy maps tensors to memory, and people open pictures in other programs.
-        """
+    def path(self, key: str) -> Path:
+        """Return the local path of a file, or of a copy of it, which people open in other programs."""
 
     def lock_path(self, key: str) -> Path | None:
         """Return the file that the system locks for a key, so that a second process on this machine is told at once; None: no locks."""
@@ -135,6 +137,10 @@ class Local:
     def locate(self, key: str) -> str:
         """Return the path of a file as text."""
         return str(self.folder / key)
+
+    def locate_path(self, path: Path) -> Path:
+        """Return the path itself."""
+        return path
 
     def path(self, key: str) -> Path:
         """Return the path of a file."""

@@ -54,7 +54,7 @@ def list_checkpoints(store: Store) -> list[UnfinishedRun]:
 
 
 def _read_header(store: Store, key: str) -> Any:
-    return safetensors_format.read_header(store.backend.path(key), lambda _path: store.backend.open(key))
+    return safetensors_format.read_header(store.backend.locate(key), lambda _path: store.backend.open(key))
 
 
 class Checkpoint:
@@ -166,7 +166,7 @@ class Checkpoint:
         if path is None:
             yield
             return
-        with disk_errors.translate_os_errors(self.store.backend.path("")):
+        with disk_errors.translate_os_errors(path.parent.parent.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 handle = file_locks.open_lock_file(path)

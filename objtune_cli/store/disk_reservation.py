@@ -18,7 +18,7 @@ EXTRA_BYTES = 1 << 20
 class DiskReservation:
     """A file in `.objtune/tmp` as large as the reserved space; the next writer deletes the file of a killed process.
 
-    Disks alone run full, so this is local whatever the backend is.
+    Disks alone run full: nothing is reserved in object storage.
     """
 
     def __init__(self, project: Project) -> None:
@@ -38,6 +38,8 @@ class DiskReservation:
             ResourceError: The disk does not have them.
         """
         self.release()
+        if self.folder is None:
+            return
         with disk_errors.translate_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             temp_files.clean_once(self.folder)

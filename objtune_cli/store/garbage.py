@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.store import checkpoints, refs
-from objtune_cli.store.backend import Entry
+from objtune_cli.store.backend import CHECKS, Entry
 from objtune_cli.store.store import Store
 
 REJECTED = ".objtune/rejected/"
@@ -28,7 +28,7 @@ def find_garbage(store: Store, before: float) -> Sequence[Entry]:
 
 
 def _find_unneeded(store: Store) -> Iterator[Entry]:
-    for prefix in (checkpoints.STATES, REJECTED, HASHES, PHOTOS):
+    for prefix in (checkpoints.STATES, REJECTED, HASHES, PHOTOS, CHECKS):
         yield from store.backend.list(prefix, deep=True)
     for kind in store.backend.list(refs.ARTIFACTS):
         for name in store.backend.list(kind.key) if kind.key.endswith("/") else ():

@@ -29,7 +29,7 @@ MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (m002_diges
 SCHEMA = 1 + len(MIGRATIONS)
 
 
-def migrate(record: dict[str, Any], path: Path) -> dict[str, Any]:
+def migrate(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
     """Convert a record to the newest schema; the file stays as it is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A project: a folder with `objtune.toml`, in which all artifacts and other files of objtune lie."""
+"""A project: a folder, or a prefix of a bucket, with `objtune.toml`, in which all artifacts and other files of objtune lie."""
 
 import contextlib
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 from objtune_cli import paths
 from objtune_cli.errors import BusyError, UsageError
 from objtune_cli.store import disk_errors
-from objtune_cli.store.backend import TEMPORARY
+from objtune_cli.store.backend import TEMPORARY, TakenError
+from objtune_cli.store.remote_backend import Remote, open_remote
 from objtune_cli.store.store import Store
 
 SETTINGS_FILE = "objtune.toml"
@@ -25,19 +26,30 @@ TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project's folder and its parts."""
+    """A project's folder and its parts.
+
+    Attributes:
+        folder: For a project in a bucket, a folder of this process with copies of files.
+        remote: The bucket; None: the project is the folder.
+    """
 
     folder: Path
+    remote: Remote | None = None
+
+    @property
+    def location(self) -> str:
+        """The folder or the address, as `--project` takes it."""
+        return str(self.folder) if self.remote is None else self.remote.address
 
     @property
     def store(self) -> Store:
         """The project's artifacts, and all other files that objtune writes there."""
-        return Store.at(self.folder)
+        return Store.at(self.folder) if self.remote is None else Store(self.remote)
 
     @property
-    def temporary(self) -> Path:
-        """Folder of files that are being written, and of reservations of disk space."""
-        return self.store.backend.path(TEMPORARY)
+    def temporary(self) -> Path | None:
+        """Folder of files that are being written, and of reservations of disk space; None in a bucket, which has neither."""
+        return self.store.backend.path(TEMPORARY) if self.remote is None else None
 
     @contextlib.contextmanager
     def lock(self, *, alone: bool = False) -> Iterator[None]:
@@ -52,7 +64,7 @@ class Project:
         Raises:
             BusyError: Another process works in the project.
         """
-        handle = _lock_folder(self.folder, alone)
+        handle = _lock_folder(self.folder, alone) if self.remote is None else None
         try:
             yield
         finally:
@@ -61,7 +73,18 @@ class Project:
 
     @property
     def settings(self) -> Path:
-        return self.folder / SETTINGS_FILE
+        """The project's file of settings, or a copy of it; it need not exist."""
+        return self.store.backend.path(SETTINGS_FILE)
+
+    def require_folder(self, what: str) -> Path:
+        """The folder, for work that needs one.
+
+        Raises:
+            UsageError: The project is in a bucket.
+        """
+        if self.remote is not None:
+            raise UsageError(f"{what} needs a project in a folder, not in {self.location}", "give `--project DIR`")
+        return self.folder
 
 
 def _lock_folder(folder: Path, alone: bool) -> int | None:
@@ -82,15 +105,19 @@ def _lock_folder(folder: Path, alone: bool) -> int | None:
     return handle
 
 
-def find_project(folder: Path | None, *, create: bool = False) -> Project:
+def find_project(folder: Path | str | None, *, create: bool = False) -> Project:
     """Find the project: `folder`, else the nearest folder upwards with `objtune.toml`, else the current folder.
 
     Args:
+        folder: A folder, or as text the address of object storage, `s3://bucket/prefix`.
         create: Write `objtune.toml` where there is none yet.
 
     Raises:
-        UsageError: `folder` is not a folder.
+        UsageError: `folder` is not a folder. ResourceError: object storage cannot be reached or written.
     """
+    if folder is not None and paths.is_storage_address(folder):
+        return _find_remote(folder, create)
+    folder = None if folder is None else Path(folder)
     try:
         usable = folder is None or folder.is_dir() or (create and not folder.exists())
     except OSError:  # a text too long for a file name
@@ -106,4 +133,13 @@ def find_project(folder: Path | None, *, create: bool = False) -> Project:
         with disk_errors.translate_os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             project.settings.write_text(TEMPLATE, encoding="utf-8")
+    return project
+
+
+def _find_remote(address: str, create: bool) -> Project:
+    remote = open_remote(address)
+    project = Project(remote.folder, remote)
+    if create and not project.store.has(SETTINGS_FILE):
+        with contextlib.suppress(TakenError):  # another process has made it since
+            remote.create(SETTINGS_FILE, [TEMPLATE.encode()])
     return project

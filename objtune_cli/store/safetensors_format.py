@@ -86,7 +86,9 @@ def insert_digest(head: bytes, digest: str) -> bytes:
     return head.replace(_digest_field(ZERO_DIGEST), _digest_field(digest))
 
 
-def check_digest(path: Path, open_file: Callable[[Path], BinaryIO] | None = None) -> tuple[str, bool | None]:
+def check_digest(
+    path: Path | str, open_file: Callable[[Path | str], BinaryIO] | None = None
+) -> tuple[str, bool | None]:
     """Compute the SHA-256 of a file, and check its digest, which is that of all its bytes with zeros for its own digits.
 
     Returns:
@@ -110,7 +112,7 @@ def check_digest(path: Path, open_file: Callable[[Path], BinaryIO] | None = None
 
 
 def read_header(
-    path: Path, open_file: Callable[[Path], BinaryIO] | None = None
+    path: Path | str, open_file: Callable[[Path | str], BinaryIO] | None = None
 ) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]], int]:
     """Check and read a header with the standard library alone.
 
@@ -201,7 +203,7 @@ def _parse_header(text: bytes, body: int, start: int) -> tuple[dict[str, Any], d
     return record, tensors
 
 
-def check_schema(record: dict[str, Any], supported: int, path: Path) -> None:
+def check_schema(record: dict[str, Any], supported: int, path: Path | str) -> None:
     """Refuse records that a later objtune wrote.
 
     Raises:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
-from objtune_cli.store import KINDS, artifacts, publishing, refs, regular_files, removal, safetensors_format
+from objtune_cli.store import (
+    KINDS,
+    artifacts,
+    finite_tensors,
+    publishing,
+    refs,
+    regular_files,
+    removal,
+    safetensors_format,
+)
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.backend import Backend, Local, TakenError
 from objtune_cli.store.refs import Ref
@@ -84,7 +93,7 @@ class Store:
         data = self.backend.read(ref.key)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise DamagedError(
-                f"{self.path(ref)} is not the file that was recorded", "restore it, or make it again with `--force`"
+                f"{self.locate(ref)} is not the file that was recorded", "restore it, or make it again with `--force`"
             )
         return record, artifacts.decode(data, self._read_header(ref)[1])
 
@@ -94,7 +103,7 @@ class Store:
         Raises:
             MissingError: There is no such version. DamagedError: the header is damaged.
         """
-        path = self.path(ref)
+        path = self.locate(ref)
         try:
             raw = self._read_header(ref)[0]
         except FileNotFoundError:
@@ -118,7 +127,7 @@ class Store:
         Raises:
             MissingError: There is no such version. DamagedError: the bytes are not those that were published.
         """
-        path = self.path(ref)
+        path = self.locate(ref)
         try:
             sha256, is_intact = safetensors_format.check_digest(path, self._opener(ref))
         except FileNotFoundError:
@@ -247,25 +256,11 @@ class Store:
         return None
 
     def find_bad_tensor(self, ref: Ref) -> str:
-        """Find a tensor that holds NaN or infinity, which earlier versions of objtune published; its name, or "".
-
-        Tensors are mapped to memory from a local file, because an adapter may be larger than the memory that is free.
-        """
-        import numpy as np
-
-        for name, ((element, shape), offset) in self._read_header(ref)[1].items():
-            if element in artifacts.FLOAT_TYPES and 0 not in shape:
-                array = np.memmap(self.path(ref), artifacts.ARRAY_TYPES[element], "r", offset, shape)
-                if not artifacts.is_finite(element, array):
-                    return name
-        return ""
+        """Find a tensor that holds NaN or infinity, which earlier versions of objtune published; its name, or ""."""
+        return finite_tensors.find_bad(self.backend, ref.key, self._read_header(ref)[1])
 
     def require_finite(self, ref: Ref) -> None:
-        """Refuse an artifact that holds NaN or infinity, from which only black images come.
-
-        Raises:
-            DamagedError: It does.
-        """
+        """Refuse an artifact that holds NaN or infinity, from which only black images come (DamagedError)."""
         bad = self.find_bad_tensor(ref)
         if bad:
             raise DamagedError(
@@ -291,8 +286,12 @@ class Store:
         """
         self.backend.check_writable(f"{refs.ARTIFACTS}{kind}/{name}/")
 
+    def locate(self, ref: Ref) -> str:
+        """Path or address of an artifact, for messages and for people."""
+        return self.backend.locate(ref.key)
+
     def path(self, ref: Ref) -> Path:
-        """Local path of an artifact, for messages, for numpy's memory maps, and for people."""
+        """Local path of an artifact, or of a copy of it."""
         return self.backend.path(ref.key)
 
     def _list_files(self, kind: str, name: str) -> Sequence[tuple[int, str]]:
@@ -308,12 +307,12 @@ class Store:
             return False
         return True
 
-    def _opener(self, ref: Ref) -> Callable[[Path], Any]:
+    def _opener(self, ref: Ref) -> Callable[[Path | str], Any]:
         return lambda _path: self.backend.open(ref.key)
 
     def _read_header(self, ref: Ref) -> tuple[dict[str, Any], dict[str, tuple[TensorSpec, int]], int]:
-        return safetensors_format.read_header(self.path(ref), self._opener(ref))
+        return safetensors_format.read_header(self.locate(ref), self._opener(ref))
 
 
-def _missing(path: Path) -> MissingError:
+def _missing(path: str) -> MissingError:
     return MissingError(f"there is no {path}", "it was removed, or it is a link that leads nowhere")

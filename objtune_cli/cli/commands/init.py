@@ -8,5 +8,5 @@ def init(run: CommandRun) -> CommandResult:
     from objtune_cli.store.project import find_project
 
     project = find_project(run.requested_folder() or paths.current_folder(), create=True)
-    run.report.note(f"project {project.folder}")
-    return CommandResult(printed="nothing", extra={"project": str(project.folder)})
+    run.report.note(f"project {project.location}")
+    return CommandResult(printed="nothing", extra={"project": project.location})

@@ -19,12 +19,12 @@ def show(run: CommandRun, ref: AnyRefs = None) -> CommandResult:
     if not run.options["json"]:
         rows: list[tuple[str, Any]] = []
         for each, record, here in zip(found, records, images, strict=True):
-            rows += [("ref", each), ("path", store.path(each)), ("class", record.class_word)]
-            rows += [*_flat(asdict(record)), *(("picture", p) for p in here)]
+            rows += [("ref", each), ("path", store.locate(each)), ("class", record.class_word)]
+            rows += [*_flat(asdict(record)), *(("picture", store.backend.locate_path(p)) for p in here)]
         console.print_table(("key", "value"), rows)
         if images[-1]:
             run.progress.show_image(images[-1][-1])
-    alone = {"artifact": asdict(records[0]), "path": str(store.path(found[0]))} if len(found) == 1 else {}
+    alone = {"artifact": asdict(records[0]), "path": store.locate(found[0])} if len(found) == 1 else {}
     return CommandResult(
         [StageResult(each, True) for each in found],
         printed="nothing",

@@ -55,6 +55,6 @@ def _check_input(store: "Store", ref: "Ref", source: str, digest: str, found: "d
     have = found.get(wanted) or (gone and gone["sha256"])
     if have and have != digest:
         raise DamagedError(
-            f"{store.path(wanted)} is not the file that {ref} was made from",
+            f"{store.locate(wanted)} is not the file that {ref} was made from",
             f"restore it from a backup, or make {ref} again",
         )
