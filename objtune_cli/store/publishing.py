@@ -1,12 +1,13 @@
 """Publishes an artifact under a version of its own, beside other writers, without locks."""
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.errors import BusyError
+from objtune_cli.errors import BusyError, MissingError
 from objtune_cli.store import artifacts, migrations
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.backend import TakenError
@@ -41,31 +42,47 @@ def create_version(store: "Store", record: Record, version: int, arrays: Arrays)
 def create_next(store: "Store", record: Record, arrays: Arrays, accepts: Callable[[Record], bool] | None) -> Ref:
     """Publish an artifact under the next free version, or return equal work; arguments as for `Store.create`.
 
-    After each conflict it looks for equal work again, and never tries the same version twice.
+    The version and the search for equal work are from one listing: whoever publishes later takes that version, so that
+    there is a conflict, and it looks again. A listing may be old; a version that it lacks is looked up by its own key.
 
     Raises:
         BusyError: Others took the next version every time.
     """
-    refused: list[int] = []
-    for attempt in range(MAX_ATTEMPTS):
-        equal = store.find_identical(record, accepts, refused) if accepts else None
-        if equal:
-            return equal
-        version = _next_free(store, record, refused)
+    refused: set[int] = set()
+    checked: set[int] = set()
+    attempts = 0
+    while attempts < MAX_ATTEMPTS:
+        files = store.list_files(record.kind, record.name)
+        if accepts:
+            published = {version for version, suffix in files if suffix == "safetensors"} | refused
+            equal = _find_equal(store, record, published - checked, accepts)
+            if equal:
+                return equal
+            checked |= published
+        ref = Ref(record.kind, record.name, max(0, *(version for version, _ in files), *refused, 0) + 1)
+        if store.has(ref.key) or store.has(ref.tombstone_key):
+            refused.add(ref.version)
+            continue
         try:
-            return create_version(store, record, version, arrays)
+            return create_version(store, record, ref.version, arrays)
         except TakenError:  # by another process, since we listed the versions
-            refused.append(version)
-            time.sleep(random.random() * min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
+            refused.add(ref.version)
+        time.sleep(random.random() * min(FIRST_PAUSE * 2**attempts, LONGEST_PAUSE))
+        attempts += 1
     raise BusyError(
         f"{record.kind}/{record.name}: others took the next version {MAX_ATTEMPTS} times",
         "run the same command again when fewer processes write this name",
     )
 
 
-def _next_free(store: "Store", record: Record, refused: Sequence[int]) -> int:
-    """The next version that is free. A listing may be old, so each is also looked up by its own key."""
-    ref = Ref(record.kind, record.name, max(0, *store.used_versions(record.kind, record.name), *refused, 0) + 1)
-    while store.has(ref.key) or store.has(ref.tombstone_key):
-        ref = replace(ref, version=ref.version + 1)
-    return ref.version
+def _find_equal(
+    store: "Store", wanted: Record, versions: Collection[int], accepts: Callable[[Record], bool]
+) -> Ref | None:
+    """The newest of some versions that is the same work and accepted; versions that were removed are skipped."""
+    identity = wanted.identity()
+    for version in sorted(versions, reverse=True):
+        with contextlib.suppress(MissingError):
+            record = store.read_record(Ref(wanted.kind, wanted.name, version))
+            if record.identity() == identity and accepts(record):
+                return record.ref
+    return None

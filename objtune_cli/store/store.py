@@ -154,11 +154,7 @@ class Store:
 
     def list_versions(self, kind: str, name: str) -> Sequence[int]:
         """List the published versions, rising."""
-        return sorted(version for version, suffix in self._list_files(kind, name) if suffix == "safetensors")
-
-    def used_versions(self, kind: str, name: str) -> Sequence[int]:
-        """List the versions that are or were published, rising: a version is used once."""
-        return sorted({version for version, _ in self._list_files(kind, name)})
+        return sorted(version for version, suffix in self.list_files(kind, name) if suffix == "safetensors")
 
     def list_names(self, kind: str) -> Sequence[str]:
         """List the names with at least one version, sorted."""
@@ -231,26 +227,11 @@ class Store:
                 "restore it from a copy; it only says what became of a removed version",
             ) from None
 
-    def find_identical(
-        self,
-        wanted: Record,
-        accepts: Callable[[Record], bool] = lambda record: True,
-        unlisted: Sequence[int] = (),
-    ) -> Ref | None:
-        """Find the newest version that is the same work as `wanted` and that `accepts` is true of.
-
-        Args:
-            unlisted: Versions that are there, although an old listing may not have them.
-        """
+    def find_identical(self, wanted: Record, accepts: Callable[[Record], bool] = lambda record: True) -> Ref | None:
+        """Find the newest version that is the same work as `wanted` and that `accepts` is true of."""
         identity = wanted.identity()
-        listed = self.list_versions(wanted.kind, wanted.name)
-        for version in sorted({*listed, *unlisted}, reverse=True):
-            try:
-                record = self.read_record(Ref(wanted.kind, wanted.name, version))
-            except MissingError:
-                if version in listed:
-                    raise
-                continue  # removed again
+        for version in reversed(self.list_versions(wanted.kind, wanted.name)):
+            record = self.read_record(Ref(wanted.kind, wanted.name, version))
             if record.identity() == identity and accepts(record):
                 return record.ref
         return None
@@ -294,7 +275,7 @@ class Store:
         """Local path of an artifact, or of a copy of it."""
         return self.backend.path(ref.key)
 
-    def _list_files(self, kind: str, name: str) -> Sequence[tuple[int, str]]:
+    def list_files(self, kind: str, name: str) -> Sequence[tuple[int, str]]:
         """Version and suffix of each file in an artifact's folder."""
         names = (entry.name for entry in self.backend.list(f"{refs.ARTIFACTS}{kind}/{name}/"))
         return [parsed for parsed in map(refs.parse_file_name, names) if parsed]

@@ -70,7 +70,7 @@ def test_nothing_is_ever_overwritten(how: str, store: Store, monkeypatch: pytest
     first = store.create(REX, DATA)
     before = store.path(first).read_bytes()
     without_links(monkeypatch, how)
-    monkeypatch.setattr(Store, "used_versions", lambda *_: [])
+    monkeypatch.setattr(Store, "list_files", lambda *_: [])
     assert store.create(REX, {"x": np.zeros(3)}).version == 2
     with pytest.raises(TakenError):
         store.create(REX, {"x": np.zeros(3)}, version=1)
@@ -289,7 +289,7 @@ def test_a_link_whose_reply_was_lost_is_its_own(store: Store, monkeypatch: pytes
 def test_a_listing_of_a_minute_ago_makes_neither_doubles_nor_many_writes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS: others published since this machine read the folder."""
+    """NFS: others published since this machine read the folder, and it may not see their files by name either."""
     for i in range(30):
         store.create(REX, {"x": np.full(3, i)})
     other = replace(REX, config={"edge_softness": 1.0})
@@ -297,12 +297,28 @@ def test_a_listing_of_a_minute_ago_makes_neither_doubles_nor_many_writes(
     created: list[str] = []
     create = Local.create
     monkeypatch.setattr(Local, "create", lambda self, key, parts: (created.append(key), create(self, key, parts)))
-    monkeypatch.setattr(Store, "_list_files", lambda *_: [])
+    monkeypatch.setattr(Store, "list_files", lambda *_: [])
+    assert store.create(other, {"x": np.zeros(3)}, accepts=lambda record: True) == equal and created == []
     third = replace(REX, config={"edge_softness": 2.0})
     assert store.create(third, DATA, accepts=lambda record: True).version == 32 and len(created) == 1
-    monkeypatch.setattr(Store, "has", lambda *_: False)  # and each file that it looks up by name
-    monkeypatch.setattr(Store, "used_versions", lambda *_: range(1, 31))
+    monkeypatch.setattr(Store, "has", lambda *_: False)
+    monkeypatch.setattr(Store, "list_files", lambda *_: [(i, "safetensors") for i in range(1, 31)])
     assert store.create(other, {"x": np.zeros(3)}, accepts=lambda record: True) == equal and len(created) == 2
+
+
+def test_equal_work_that_is_published_between_two_looks_has_one_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer publishes right after this one has looked for equal work, or right before it writes."""
+    wanted = Store.has
+
+    def publish_meanwhile(self: Store, key: str) -> bool:
+        monkeypatch.setattr(Store, "has", wanted)
+        store.create(REX, {"x": np.zeros(3)})
+        return False
+
+    monkeypatch.setattr(Store, "has", publish_meanwhile)
+    assert store.create(REX, DATA, accepts=lambda record: True).version == 1 and len(sound(store)) == 1
 
 
 def test_a_writer_gives_up_when_every_version_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

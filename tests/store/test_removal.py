@@ -78,7 +78,7 @@ def test_a_tombstone_says_what_was_there(store: Store) -> None:
 
 def test_a_removed_number_is_not_given_to_who_looked_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between looking for a free number and taking it, another writer publishes under it and removes that again."""
-    taken = Store.used_versions
+    taken = Store.list_files
     looked: list[list[int]] = []
 
     def slow(*args: Any) -> list[int]:
@@ -88,7 +88,7 @@ def test_a_removed_number_is_not_given_to_who_looked_before(store: Store, monkey
             removal.remove(store, [made(store, "mask", "rex")])
         return found
 
-    monkeypatch.setattr(Store, "used_versions", slow)
+    monkeypatch.setattr(Store, "list_files", slow)
     assert made(store, "mask", "rex") == Ref("mask", "rex", 2)
     assert store.list_versions("mask", "rex") == [2]
 
