@@ -110,7 +110,7 @@ def _write_sheets(ctx: StageContext, choice: Choice, results: Sequence[StageResu
         if axes
         else [_sheet_rows(results)]
     )
-    file = choice.sheet or (choice.out or ctx.project.folder) / GRID_SHEET
+    file = choice.sheet or (choice.out or ctx.project.local_folder) / GRID_SHEET
     written = []
     for page in pages:
         sheet = png.encode_png(contact_sheet.draw(page, across, down))

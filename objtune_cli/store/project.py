@@ -42,6 +42,11 @@ class Project:
         return str(self.folder) if self.remote is None else self.remote.address
 
     @property
+    def local_folder(self) -> Path:
+        """Where files lie that belong to this machine, such as logs: the folder, or for a bucket the current folder."""
+        return self.folder if self.remote is None else paths.current_folder()
+
+    @property
     def store(self) -> Store:
         """The project's artifacts, and all other files that objtune writes there."""
         return Store.at(self.folder) if self.remote is None else Store(self.remote)

@@ -38,7 +38,7 @@ def read_ending(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]
 
 def log_file(project: Project, label: str) -> Path:
     """The log of a batch, under the name of its first job; of a job that failed, under its own."""
-    return project.folder / LOG_FOLDER / f"{label[:100]}.txt"
+    return project.local_folder / LOG_FOLDER / f"{label[:100]}.txt"
 
 
 class WorkerProcess:
@@ -60,7 +60,7 @@ class WorkerProcess:
         label = task.jobs[0].label if task.jobs else f"prior-{task.prior.class_word if task.prior else ''}"
         log = log_file(self.project, label.replace("/", "_"))
         log.parent.mkdir(parents=True, exist_ok=True)
-        document = describe_task(task, str(self.project.folder)) | {
+        document = describe_task(task, self.project.location) | {
             "log": str(log),
             "again": task.deaths + task.busy > 0,
         }

@@ -68,7 +68,7 @@ def run_(
     machine = _find_machine(run, project, listed, jobs)
     plan = job_plan.make_plan(listed, machine.slots, together or machine.batch_limit(part is not None), part)
     chosen = {job.label for batch in plan.batches for job in batch.jobs}
-    progress = JobProgress(run.report, len(chosen), job_results.RunFile(project.folder / _run_file(part)))
+    progress = JobProgress(run.report, len(chosen), job_results.RunFile(project.local_folder / _run_file(part)))
     progress.announce(plan)
     results = _work(run, project, plan, machine, progress)
     ended = [results[job.label] for job in listed if job.label in chosen]
@@ -117,7 +117,7 @@ def _work(
     from objtune_cli.workflow.job_scheduler import JobScheduler
 
     run.stop.install()
-    with translate_os_errors(project.folder), job_pool.local_workers(project, machine.slots, machine.gpus) as workers:
+    with translate_os_errors(project.local_folder), job_pool.local_workers(project, machine.slots, machine.gpus) as workers:
         scheduler = JobScheduler(plan, workers, progress.add)
         results = scheduler.run(run.stop.stop_signal)
     progress.summarise(scheduler.prior_seconds)
