@@ -117,7 +117,10 @@ def _work(
     from objtune_cli.workflow.job_scheduler import JobScheduler
 
     run.stop.install()
-    with translate_os_errors(project.local_folder), job_pool.local_workers(project, machine.slots, machine.gpus) as workers:
+    with (
+        translate_os_errors(project.local_folder),
+        job_pool.local_workers(project, machine.slots, machine.gpus) as workers,
+    ):
         scheduler = JobScheduler(plan, workers, progress.add)
         results = scheduler.run(run.stop.stop_signal)
     progress.summarise(scheduler.prior_seconds)
