@@ -10,12 +10,13 @@ FAULTS := tests/faults tests/training/test_resume.py tests/e2e/test_reuse.py tes
 QUICK := tests/test_architecture.py tests/test_paths.py tests/config tests/numerics tests/store tests/images \
 	tests/docs/test_pages.py tests/docs/test_schemas.py tests/docs/test_project_files.py
 
-.PHONY: help setup demo check test properties slow faults lint format docs pictures reference completions clean
+.PHONY: help setup demo check test commands properties slow faults lint format docs pictures reference completions clean
 
 help:
 	@echo "make demo         learn the dog of docs/examples/photo.jpg and draw it (about 3 minutes on 2 cores)"
 	@echo "make check        format, lint, types and the quick tests, in less than a minute; before each commit"
-	@echo "make test         the whole test suite, in two processes"
+	@echo "make test         the test suite, in two processes"
+	@echo "make commands     whole commands, from a photo to pictures, as README and docs write them"
 	@echo "make properties   the property-based tests on examples that no run has seen; 20,000 random inputs at every entrance"
 	@echo "make slow         the long quality and start-up runs"
 	@echo "make faults       kills, races, full disks, damage and hostile inputs at full size, with their figures"
@@ -52,6 +53,11 @@ check: lint
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+# What a user types, from beginning to end, much of it in processes of its own; CI runs it after `make test`.
+commands: export OMP_NUM_THREADS = 1
+commands: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "commands and not slow and not gpu"
 
 properties: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 -m "(hypothesis or fuzz) and not slow" --hypothesis-profile=default

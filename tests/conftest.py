@@ -1,5 +1,6 @@
 """What every test may use: a project in a temporary folder, the command line in this process, a photo."""
 
+import gc
 import io
 import os
 import signal
@@ -42,6 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(LONG)))
 
+
+gc.set_threshold(200_000, 50, 1000)
+# The collector would go through the libraries' two million objects again and again, and find nothing.
 
 settings.register_profile("same", derandomize=True, database=None)
 settings.load_profile("same")

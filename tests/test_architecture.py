@@ -1,6 +1,7 @@
 """The shape of the house: who imports whom, what start-up may load, how long things may be."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -71,6 +72,12 @@ TOYBOX_WORLD = (
 """What the drawn world needs none of; its recipe, which trains models, does."""
 
 
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file; most tests look at every file."""
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
@@ -97,7 +104,7 @@ def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
             yield child
             yield from walk(child)
 
-    for node in walk(ast.parse(path.read_text())):
+    for node in walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -226,7 +233,7 @@ def test_the_command_line_loads_features_only_inside_functions(path: Path) -> No
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert ast.get_docstring(parse(path))
 
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 320, 60
@@ -240,7 +247,7 @@ LONG_FUNCTIONS = {
 
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
             yield f"{name_of(path)}:{node.name}", node.end_lineno - node.lineno + 1
 
@@ -265,7 +272,7 @@ STORAGE = ("store/remote_backend.py", "store/storage_client.py")
 @pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) not in DOWNLOADS], ids=name_of)
 def test_nothing_but_fetch_opens_a_connection(path: Path) -> None:
     """Whatever could download is told to open local files only, itself or by `**local`; and no other client is imported."""
-    tree = ast.parse(path.read_text())
+    tree = parse(path)
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).rsplit(".", 1)[-1] in OPENS]
     said = [ast.unparse(call) for call in calls]
     assert [text for text in said if "local_files_only=True" not in text and "**local" not in text] == []

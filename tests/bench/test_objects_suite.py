@@ -28,6 +28,8 @@ from objtune_cli.toybox.world import MEDIUM
 from objtune_cli.workflow.context import StageContext
 from tests.support import tiny_sd1
 
+pytestmark = pytest.mark.commands
+
 CONFIG = Bench(num_objects=2, prompt_rounds=1)
 ALONE = Bench(num_objects=1, prompt_rounds=1)
 METHODS = {"one": Method("One", ""), "two": Method("Two", "", train={"rank": 4})}

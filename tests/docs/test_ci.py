@@ -19,6 +19,8 @@ from objtune_cli.workflow import job_file
 from tests.conftest import REPOSITORY
 from tests.support.json_schema import check
 
+pytestmark = pytest.mark.commands
+
 QUICK = {
     "OBJTUNE_TRAIN_MAX_STEPS": "3", "OBJTUNE_TRAIN_NUM_AUGMENTATIONS": "2", "OBJTUNE_TRAIN_SELF_EVALUATION": "false", "OBJTUNE_INIT_EMBEDDING_STEPS": "2",
     "OBJTUNE_PRIOR_NUM_CLASS_IMAGES": "2", "OBJTUNE_PRIOR_NUM_PREDICTIONS": "4", "OBJTUNE_GENERATE_NUM_INFERENCE_STEPS": "2",

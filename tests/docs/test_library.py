@@ -15,6 +15,8 @@ import objtune_cli
 from objtune_cli.errors import UsageError
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.mark.timeout(600)
 def test_the_page_prints_what_it_says(project: Path) -> None:

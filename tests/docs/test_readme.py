@@ -16,6 +16,8 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.commands
+
 EXAMPLES = REPOSITORY / "docs" / "examples"
 SHORTER = {
     "OBJTUNE_TRAIN_MAX_STEPS": "40",

@@ -10,7 +10,7 @@ from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from tests.support import tiny_families, tiny_sd1
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 SETTINGS = """
 base = "{base}"

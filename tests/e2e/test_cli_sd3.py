@@ -12,7 +12,7 @@ from objtune_cli.store.store import Store
 from tests.e2e.test_cli_families import SETTINGS
 from tests.support import tiny_families
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from objtune_cli.store.store import Store
 from tests.support import quick_runs
 from tests.support.quick_runs import FAST, write_settings
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 
 @pytest.fixture

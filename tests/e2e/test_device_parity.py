@@ -13,7 +13,7 @@ from objtune_cli.store.store import Store
 from tests.conftest import Result
 from tests.support import fake_device, tiny_families, tiny_sd1
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 FEW = ("init-embedding.steps=2", "train.max_steps=3", "train.rank=2", "train.num_augmentations=3", "train.num_teacher_samples=2", "prior.num_class_images=2", "prior.num_predictions=4", "generate.num_inference_steps=3",
        "compose.max_retries=1", "segment.min_class_probability=0", "segment.min_score_margin=-99", "segment.min_score=-99")  # fmt: skip

@@ -24,7 +24,7 @@ from objtune_cli.models import hub_cache, needed_models, registry, segmenter_loo
 from objtune_cli.models.families import FAMILIES
 from tests.support.json_schema import check
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 SD15 = hub_cache.HUB_REPOSITORIES["sd15"]
 COMMIT = hub_cache.REVISIONS[SD15]

@@ -18,7 +18,7 @@ from objtune_cli.runtime import distributed
 from tests.conftest import REPOSITORY
 from tests.training.test_memory_savings import CONFIG, trained
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 WORK = """
 import torch
