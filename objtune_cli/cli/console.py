@@ -4,7 +4,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, TextIO
 
 from objtune_cli.cli import streams
@@ -57,20 +58,36 @@ def print_lines(values: Sequence[object]) -> None:
     streams.result_stream().flush()
 
 
+PAGE = 1000
+"""Rows of a table that are aligned together."""
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout: aligned columns on a terminal, tabs elsewhere."""
+    print_rows(header, rows)
+
+
+def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table of rows that are printed as they come: on a terminal aligned in pages, elsewhere with tabs."""
     out = streams.result_stream()
     if not out.isatty():
-        for row in rows:
-            print("\t".join(escape_control_chars(v) for v in row), file=out)
+        for number, row in enumerate(rows):
+            print("\t".join(escape_control_chars(v) for v in row), file=out, flush=number == 0)
         out.flush()
         return
+    waiting, is_first = iter(rows), True
+    while (page := list(islice(waiting, PAGE))) or is_first:
+        _print_grid(out, header, page, show_header=is_first)
+        is_first = False
+
+
+def _print_grid(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[object]], *, show_header: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(*header, box=box.SIMPLE_HEAD, header_style="bold")
+    grid = Table(*header, box=box.SIMPLE_HEAD, header_style="bold", show_header=show_header)
     for row in rows:
         grid.add_row(*(Text(escape_control_chars(v)) for v in row))
     Console(file=out, color_system="auto" if use_color(out) else None).print(grid)

@@ -59,6 +59,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if passed[part] + failed[part]
     ]
     terminalreporter.section("figures")
-    for line in sorted(figures, key=lambda text: int(re.findall(r"^F(\d+)", text)[0])):
+    for line in sorted(figures, key=lambda text: (text[0], int(re.findall(r"^[FT](\d+)", text)[0]))):
         terminalreporter.write_line(line)
     terminalreporter.write_line(f"all of it: {time.monotonic() - BEGAN:.0f} s")

@@ -14,24 +14,23 @@ def list_(
     run: CommandRun,
     kind: Annotated[str | None, typer.Argument(help=", ".join(KINDS))] = None,
 ) -> CommandResult:
+    from objtune_cli.store import header_index
     from objtune_cli.training import unfinished_runs
     from objtune_cli.workflow.context import StageResult
 
     store = run.project().store
     require(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
-    found = [store.read_record(ref) for ref in store.list(kind or "")]
+    headers = header_index.list_headers(store, kind or "")
+    found = list(headers) if run.options["json"] else []
     if not run.options["json"]:
-        rows = [
-            (r.ref, r.class_word, r.base.get("id", ""), " ".join(i["ref"] for i in r.inputs.values() if i["ref"]))
-            for r in found
-        ]
-        console.print_table(("ref", "class", "base", "from"), rows)
+        rows = ((each.ref, each.class_word, each.base, " ".join(each.inputs)) for each in headers)
+        console.print_rows(("ref", "class", "base", "from"), rows)
     left = unfinished_runs.list_unfinished(store) if kind in (None, "adapter") else []
     for each in left:
         run.report.note(
             f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command resumes it, and `objtune gc` deletes it after {AGE}"
         )
-    listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base.get("id", "")} for r in found]
+    listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base} for r in found]
     return CommandResult(
         [StageResult(r.ref, True) for r in found],
         printed="nothing",
