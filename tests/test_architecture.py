@@ -283,6 +283,12 @@ def test_nothing_but_fetch_opens_a_connection(path: Path) -> None:
     assert [name for name in imports(path, inside_functions=True) if name.startswith((*clients, *storage))] == []
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "cli/ray_workers.py"], ids=name_of)
+def test_one_module_knows_ray(path: Path) -> None:
+    """It is an extra, and it opens connections."""
+    assert [name for name in imports(path, inside_functions=True) if name.split(".")[0] == "ray"] == []
+
+
 LOADED = """
 import sys
 from objtune_cli.cli.app import run

@@ -11,6 +11,8 @@ from objtune_cli.workflow.job_keys import COMPOSE_KEYS, GENERATE_KEYS, PLACE_KEY
 
 FILES = ("wildcards", "prompts_file", "out", "from", "sheet", "layout", "into", "mask")
 """Keys of drawings that are paths; `mask` only of `place`."""
+READ_FILES = ("wildcards", "from", "layout", "into", "mask")
+"""Those of them that a drawing reads."""
 NAMES = {"places": "--place"}
 """Keys whose options have other names."""
 REQUIRED = {"compose": ("prompt",), "place": ("prompt", "into")}
@@ -36,6 +38,12 @@ def resolve_paths(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         if command in job:
             found[command] = [each | resolve_paths(each, folder) for each in job[command]]
     return found
+
+
+def list_files(job: Mapping[str, Any]) -> list[str]:
+    """The files that a job's drawings read, as they stand in the commands; `job` has its paths resolved."""
+    tables = [job, *(table for command in TABLES for table in job.get(command, ()))]
+    return [table[key] for table in tables for key in READ_FILES if isinstance(table.get(key), str)]
 
 
 def build_commands(job: dict[str, Any], model: list[str], where: str) -> list[tuple[str, ...]]:

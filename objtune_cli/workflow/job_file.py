@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         settings: The words of `train` that do not depend on the photos: base, device, precision, settings, seed and time.
-        files: Photos and masks, as they stand in the commands.
+        files: Photos, masks and other files that the commands read, as they stand in them.
     """
 
     names: tuple[str, ...]
@@ -170,7 +170,7 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     commands: list[tuple[str, ...]] = [("train", *_command_options(own, PHOTO_OPTIONS), *settings, *photos)]
     commands += job_drawings.build_commands(found, model, where)
     masks = (text for key in ("mask", "refine_mask") for text in found.get(key, ()))
-    files = [*found["photo"], *(_mask_path(text, owners) for text in masks if text)]
+    files = [*found["photo"], *(_mask_path(text, owners) for text in masks if text), *job_drawings.list_files(found)]
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands), tuple(settings), tuple(files))
 
 

@@ -60,10 +60,12 @@ class Ending:
 class Workers(Protocol):
     """Where tasks run: processes of this machine, or a cluster."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many tasks may run or wait in the workers at the same time."""
 
     def submit(self, task: Task) -> None:
-        """Start a task; `slots` of them run or wait at the same time."""
+        """Start a task."""
 
     def wait(self, seconds: float) -> Sequence[tuple[Task, Ending]]:
         """Wait at most so long for tasks to end, and return them."""

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.job_plan import JobPlan, Shard
     from objtune_cli.workflow.job_progress import JobProgress
     from objtune_cli.workflow.job_results import JobResult
+    from objtune_cli.workflow.job_scheduler import Workers
 
 SHOWN_JOBS = 20
 """A terminal shows the jobs of a longer file only where they failed."""
@@ -47,6 +49,10 @@ ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Run only part I of N, I from 1 to N, for array jobs."),
 ]
+On = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--on", help="Where batches run: worker processes here, or the Ray cluster of RAY_ADDRESS."),
+]
 
 
 def run_(
@@ -55,6 +61,7 @@ def run_(
     jobs: Jobs = None,
     together: Together = None,
     shard: ShardOption = None,
+    on: On = "local",
 ) -> CommandResult:
     from objtune_cli.config.sections import Generate
     from objtune_cli.workflow import job_file as reader
@@ -65,8 +72,10 @@ def run_(
     listed = reader.read_jobs(file, run.report.note)
     project = run.project(create=True)
     reader.check_prompts(listed, project.store, run.settings(project).resolve(Generate).prompt_syntax)
-    machine = _find_machine(run, project, listed, jobs)
+    machine = Machine(jobs or 1, on_ray=True) if on == "ray" else _find_machine(run, project, listed, jobs)
     plan = job_plan.make_plan(listed, machine.slots, together or machine.batch_limit(part is not None), part)
+    if machine.on_ray:
+        _connect(run, project, listed, jobs)
     chosen = {job.label for batch in plan.batches for job in batch.jobs}
     progress = JobProgress(run.report, len(chosen), job_results.RunFile(project.local_folder / _run_file(part)))
     progress.announce(plan)
@@ -84,16 +93,38 @@ def run_(
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine works with: tasks at a time, and the GPUs that they take in turn."""
+    """Where batches run: how many at a time, and the GPUs of this machine that they take in turn; or a Ray cluster."""
 
     slots: int
     gpus: tuple[str, ...] = ()
+    on_ray: bool = False
 
     def batch_limit(self, is_shard: bool) -> int:
         """The most jobs in a batch, without `--together`."""
         from objtune_cli.workflow import job_plan
 
-        return job_plan.batch_limit(os.cpu_count() or 1, self.slots, has_gpu=bool(self.gpus), is_shard=is_shard)
+        is_varied = is_shard or self.on_ray  # the same batches whatever machines there are
+        return job_plan.batch_limit(os.cpu_count() or 1, self.slots, has_gpu=bool(self.gpus), is_shard=is_varied)
+
+    def open_workers(self, project: "Project") -> "AbstractContextManager[Workers]":
+        """Start the workers."""
+        if self.on_ray:
+            from objtune_cli.cli import ray_workers
+
+            return nullcontext(ray_workers.RayWorkers(project.location))
+        from objtune_cli.workflow import job_pool
+
+        return job_pool.local_workers(project, self.slots, self.gpus)
+
+
+def _connect(run: CommandRun, project: "Project", jobs: "Sequence[Job]", count: int | None) -> None:
+    """Connect to Ray, and check its machines before anything is sent there."""
+    from objtune_cli.cli import ray_workers
+    from objtune_cli.config.sections import Common
+
+    ray_workers.connect(count)
+    run.resources.callback(ray_workers.disconnect)
+    ray_workers.check_cluster(project.location, jobs, run.settings(project).resolve(Common).base)
 
 
 def _find_machine(run: CommandRun, project: "Project", jobs: "Sequence[Job]", slots: int | None) -> Machine:
@@ -112,15 +143,11 @@ def _work(
 ) -> "dict[str, JobResult]":
     """Run a plan; the result of each of its jobs, also of those that did not start, by label."""
     from objtune_cli.store.disk_errors import translate_os_errors
-    from objtune_cli.workflow import job_pool
     from objtune_cli.workflow.job_results import JobResult
     from objtune_cli.workflow.job_scheduler import JobScheduler
 
     run.stop.install()
-    with (
-        translate_os_errors(project.local_folder),
-        job_pool.local_workers(project, machine.slots, machine.gpus) as workers,
-    ):
+    with translate_os_errors(project.local_folder), machine.open_workers(project) as workers:
         scheduler = JobScheduler(plan, workers, progress.add)
         results = scheduler.run(run.stop.stop_signal)
     progress.summarise(scheduler.prior_seconds)
