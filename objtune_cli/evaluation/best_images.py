@@ -138,10 +138,13 @@ def _score(
 
 def class_prompt(record: Record) -> str:
     """The prompt of a scene as its images show it: the words alone, all choices made, with class words in place of its objects."""
+    from objtune_cli.models.prompt_editing import final_prompt
     from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
 
-    syntax = str(record.config.get("prompt_syntax", PLAIN))
-    text = plain_text(name_class_words(str(record.config["prompt"]), record.objects, syntax), syntax)
+    syntax, text = str(record.config.get("prompt_syntax", PLAIN)), str(record.config["prompt"])
+    if record.config.get("prompt_editing"):
+        text = final_prompt(text, syntax, int(record.config["num_inference_steps"]))
+    text = plain_text(name_class_words(text, record.objects, syntax), syntax)
     return " ".join(text.split())
 
 

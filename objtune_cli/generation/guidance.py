@@ -20,7 +20,7 @@ The module knows no samplers: its hook acts on every call of the denoiser, equal
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,29 +37,30 @@ from objtune_cli.models.prompts import objects_only_prompt, restore_placeholders
 @contextlib.contextmanager
 def extra_guidance(
     model: BaseModel,
-    texts: Sequence[str],
+    phases: Sequence[Sequence[str]],
     prompt_scale: float,
     autoguidance_scale: float,
     height: int,
     width: int,
-) -> Iterator[None]:
-    """Add both guidances to the denoiser's predictions for one batch of images.
+) -> Iterator[Callable[[int], None]]:
+    """Add both guidances to the denoiser's predictions for one batch of images; yields the function that selects a phase.
 
     Args:
-        texts: Prompt of each image, placeholders written as tokens. An image whose prompt names no object stays as it is; one whose prompt
+        phases: For each phase of sampling the prompt of each image, placeholders written as tokens. An image whose prompt names no object stays as it is; one whose prompt
             names nothing else gets no prompt guidance.
         prompt_scale, autoguidance_scale: w and s; 0: nothing is added.
         height, width: Size of the images, px.
     """
-    hook = _build_hook(model, texts, prompt_scale, autoguidance_scale, height, width)
-    if hook is None:
-        yield
-        return
-    handle = model.denoiser.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    hooks = [_build_hook(model, texts, prompt_scale, autoguidance_scale, height, width) for texts in phases]
+    with contextlib.ExitStack() as registered:
+
+        def select(phase: int) -> None:
+            registered.close()
+            if (hook := hooks[phase]) is not None:
+                registered.callback(model.denoiser.register_forward_hook(hook, with_kwargs=True).remove)
+
+        select(0)
+        yield select
 
 
 def _build_hook(

@@ -35,6 +35,7 @@ def write_images(
             ctx.base.sampler,
             hashes,
             tags,
+            editing=bool(record.config.get("prompt_editing")),
         )
         provenance = canonical_json({"scene": str(ref), "inputs": record.inputs, "seed": seeds[i]})
         data = png.encode_png(image, {"parameters": parameters, "objtune": provenance})

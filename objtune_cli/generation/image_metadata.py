@@ -19,6 +19,8 @@ def infotext(
     base_sampler: tuple[str, str] = ("DDIM", ""),
     hashes: Mapping[str, str] = MappingProxyType({}),
     lora_tags: str = "",
+    *,
+    editing: bool = False,
 ) -> str:
     """The parameters of one image: prompt, negative prompt and a line of `Key: value` pairs.
 
@@ -28,6 +30,7 @@ def infotext(
         base_sampler: A1111's names of the base's own sampler and of its schedule type, empty for the usual type.
         hashes: Values of `Lora hashes` and `TI hashes`.
         lora_tags: `<lora:name:0.7>` of each LoRA beside the objects, at the end of the prompt.
+        editing: Whether the prompt changed during sampling where it says so.
 
     Source: `infotext_utils.py` of A1111. Values that hold a comma, a colon or a line break are JSON strings.
     """
@@ -47,14 +50,10 @@ def infotext(
     if config.prompt_syntax == "comfyui":
         pairs["Prompt syntax"] = "ComfyUI"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}
-    lines = [
-        " ".join(filter(None, (escape_unread(prompt, config.prompt_syntax), lora_tags))),
-        *(
-            [f"Negative prompt: {escape_unread(config.negative_prompt, config.prompt_syntax)}"]
-            if config.negative_prompt
-            else []
-        ),
-    ]
+    written, negative = (
+        escape_unread(text, config.prompt_syntax, editing=editing) for text in (prompt, config.negative_prompt)
+    )
+    lines = [" ".join(filter(None, (written, lora_tags))), *([f"Negative prompt: {negative}"] if negative else [])]
     return "\n".join([*lines, ", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items())])
 
 

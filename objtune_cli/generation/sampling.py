@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from objtune_cli.errors import NonFiniteError
-from objtune_cli.generation import late_start
+from objtune_cli.generation import late_start, prompt_phases
 from objtune_cli.generation.guidance import extra_guidance
+from objtune_cli.generation.prompt_phases import PhaseConditions
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import finite_checks
 from objtune_cli.models.adapter_state import disabled
@@ -59,27 +60,33 @@ def sample(
     calls = set_steps(pipe.scheduler, steps, model.device)
     _seed_each_step(pipe.scheduler, generators)
     texts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
-    for text in dict.fromkeys([*texts, settings.negative_prompt]):
+    phases = prompt_phases.plan_phases(model, texts, settings, steps, pipe.scheduler.order)
+    for text in dict.fromkeys(text for phase in phases for text in (*phase.texts, phase.negative)):
         check_objects_read(model, text)
-    condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, conditions)
     starts = (settings.guidance_interval_high, settings.subject_conditioning_start)
     guidance_start, subject_start = (_count_steps_above(model, pipe, steps, level) for level in starts)
+    encoded = prompt_phases.encode_phases(model, phases, conditions, with_class_words=subject_start > 0)
 
     with (
-        extra_guidance(model, texts, settings.prompt_guidance_scale, settings.autoguidance_scale, height, width),
-        _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
+        extra_guidance(
+            model,
+            [each.texts for each in phases],
+            settings.prompt_guidance_scale,
+            settings.autoguidance_scale,
+            height,
+            width,
+        ) as select_guidance,
+        _objects_later(model, subject_start) as enable_objects,
     ):
-        first = condition if class_condition is None else class_condition
-        condition, first, negative_condition = model.match_lengths([condition, first, negative_condition])
         callback = _StepCallback(
-            model, condition, first, negative_condition, guidance, guidance_start, subject_start,
-            (height, width), enable_objects, lambda done: on_step(done, calls),
+            model, encoded, guidance, guidance_start, subject_start, (height, width), enable_objects, select_guidance,
+            lambda done: on_step(done, calls),
         )  # fmt: skip
         latents = _run_pipeline(
-            model, pipe, first, negative_condition, noise, generators, steps, 1.0 if guidance_start else guidance,
+            model, pipe, encoded.first[0], encoded.negative[0], noise, generators, steps, 1.0 if guidance_start else guidance,
             (height, width), callback,
         )  # fmt: skip
-    return _require_images(model, latents, texts, seeds, settings)
+    return _require_images(model, latents, phases[0].texts, seeds, settings)
 
 
 def _run_pipeline(
@@ -124,22 +131,21 @@ class _StepCallback:
     """The pipeline's step callback: starts guidance and the objects after their numbers of steps.
 
     Attributes:
-        condition: Of the prompts. first: Of the prompts before `subject_start`. negative: Of the negative prompts.
+        conditions: Of each phase.
         guidance_start, subject_start: Steps before guidance and before the objects act; 0: from the start.
         size: Height and width of the images, px.
-        enable_objects: Enables the LoRAs. report: Called with the number of steps so far.
+        enable_objects: Enables the LoRAs. select_guidance: Called with the phase that begins. report: Called with the number of steps so far.
         keep: Latents and the number of steps so far to the latents that the next step gets.
     """
 
     model: BaseModel
-    condition: Conditioning
-    first: Conditioning
-    negative: Conditioning
+    conditions: PhaseConditions
     guidance: float
     guidance_start: int
     subject_start: int
     size: tuple[int, int]
     enable_objects: Callable[[], None]
+    select_guidance: Callable[[int], None]
     report: Callable[[int], None]
     keep: Callable[[Tensor, int], Tensor] = lambda latents, done: latents
 
@@ -151,11 +157,13 @@ class _StepCallback:
             self.enable_objects()
         if done == self.guidance_start and self.guidance > 1:
             pipe._guidance_scale = self.guidance
-        if done not in (self.guidance_start, self.subject_start):
+        if done not in (self.guidance_start, self.subject_start, *self.conditions.starts):
             return values
-        batch = self.condition if done >= self.subject_start else self.first
+        phase = self.conditions.find(done)
+        self.select_guidance(phase)
+        batch = (self.conditions.condition if done >= self.subject_start else self.conditions.first)[phase]
         if self.guidance > 1 and done >= self.guidance_start:
-            batch = Conditioning.concat([self.negative, batch])
+            batch = Conditioning.concat([self.conditions.negative[phase], batch])
         return values | self.model.family.callback_kwargs(self.model, batch, *self.size)
 
 
@@ -195,28 +203,30 @@ def resample(
     _seed_each_step(sampler, generators)
     noisy = late_start.add_noise(sampler, latents, noise, sampler.timesteps[:1].expand(len(seeds)))
     texts = [prompt] * len(seeds)
-    condition, negative_condition = _encode_prompts(model, texts, settings.negative_prompt, {})
+    phases = prompt_phases.plan_phases(model, texts, settings, -(-calls // sampler.order), sampler.order)
     size = (latents.shape[-2] * model.vae_scale_factor, latents.shape[-1] * model.vae_scale_factor)
     initial = noisy / float(getattr(sampler, "init_noise_sigma", 1))  # the pipeline multiplies by it
     starts = (settings.guidance_interval_high, settings.subject_conditioning_start)
     guidance_start, subject_start = (_count_steps_above(model, pipe, steps, level) for level in starts)
     keep = late_start.KeepCells(sampler, latents, noise, sampler.timesteps.clone(), change_map)
     guidance = settings.guidance_scale
+    encoded = prompt_phases.encode_phases(model, phases, {}, with_class_words=subject_start > 0)
 
     with (
-        extra_guidance(model, texts, settings.prompt_guidance_scale, settings.autoguidance_scale, *size),
-        _class_words_first(model, texts, subject_start) as (class_condition, enable_objects),
+        extra_guidance(
+            model, [each.texts for each in phases], settings.prompt_guidance_scale, settings.autoguidance_scale, *size
+        ) as select_guidance,
+        _objects_later(model, subject_start) as enable_objects,
     ):
-        first = condition if class_condition is None else class_condition
         callback = _StepCallback(
-            model, condition, first, negative_condition, guidance, guidance_start, subject_start, size, enable_objects,
+            model, encoded, guidance, guidance_start, subject_start, size, enable_objects, select_guidance,
             lambda done: on_step(done, calls), keep,
         )  # fmt: skip
         sampled = _run_pipeline(
-            model, pipe, first, negative_condition, initial, generators, steps, 1.0 if guidance_start else guidance,
+            model, pipe, encoded.first[0], encoded.negative[0], initial, generators, steps, 1.0 if guidance_start else guidance,
             size, callback,
         )  # fmt: skip
-    return _require_images(model, sampled, texts, seeds, settings)
+    return _require_images(model, sampled, phases[0].texts, seeds, settings)
 
 
 def _require_images(
@@ -259,22 +269,12 @@ HIGH_GUIDANCE = 50
 
 
 @contextlib.contextmanager
-def _class_words_first(
-    model: BaseModel, texts: Sequence[str], steps: int
-) -> Iterator[tuple[Conditioning | None, Callable[[], None]]]:
-    """Disable all LoRAs for the first `steps` steps.
-
-    Yields:
-        The conditioning of the prompts in class words, N samples, None if `steps` is 0; and the function that enables the LoRAs again.
-    """
+def _objects_later(model: BaseModel, steps: int) -> Iterator[Callable[[], None]]:
+    """Disable all LoRAs for the first `steps` steps; yields the function that enables them again."""
     with contextlib.ExitStack() as until_closed:
-        class_condition = None
         if steps:
             until_closed.enter_context(disabled(model))
-            class_texts = [model.with_class_words(text) for text in texts]
-            encoded = {text: model.encode_prompt([text]) for text in dict.fromkeys(class_texts)}
-            class_condition = Conditioning.concat(model.match_lengths([encoded[text] for text in class_texts]))
-        yield class_condition, until_closed.close
+        yield until_closed.close
 
 
 def _count_steps_above(model: BaseModel, pipe: Any, steps: int, level: float) -> int:
@@ -298,21 +298,6 @@ def _seed_each_step(sampler: Any, generators: Sequence[torch.Generator]) -> None
 def _sample_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Normal noise (N, C, h, w), each image's from its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
-
-
-def _encode_prompts(
-    model: BaseModel, prompts: Sequence[str], negative_prompt: str, conditions: Mapping[str, Conditioning]
-) -> tuple[Conditioning, Conditioning]:
-    """Conditioning of each image's prompt and of the negative prompt, N samples each."""
-    encoded = {
-        text: conditions[text] if text in conditions else model.encode_prompt([text]) for text in dict.fromkeys(prompts)
-    }
-    for text in set(encoded) & set(conditions):
-        finite_checks.check_condition(model, [text], encoded[text])
-    negative_condition = model.encode_prompt([negative_prompt]).expand(len(prompts))
-    condition = Conditioning.concat(model.match_lengths([encoded[text] for text in prompts]))
-    condition, negative_condition = model.match_lengths([condition, negative_condition])
-    return condition, negative_condition
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
 from objtune_cli.workflow.context import StageContext
-from objtune_cli.workflow.scene_syntax import with_scene_syntax
+from objtune_cli.workflow.scene_syntax import editing_settings, with_scene_syntax
 from objtune_cli.workflow.trained_objects import PromptObject
 
 
@@ -55,7 +55,7 @@ def plan_scenes(
     Raises:
         InputError, MissingError: See `sampling_prompts.read`, `extra_loras.find_loras` and `init_image.read`.
     """
-    request, draws = sampling_prompts.read(ctx, prompts, config, source, per_image=True)
+    request, draws = sampling_prompts.read(ctx, prompts, config, source, per_image=True, editing=True)
     _check_shared_strengths(request)
     loras = extra_loras.find_loras(ctx, config.lora, request.loras)
     shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
@@ -67,7 +67,7 @@ def plan_scenes(
     scenes = []
     for i, draw in enumerate(draws):
         drawn = replace(config, seed=draw.seed, num_images=draw.num_images)
-        own = with_scene_syntax(ctx, request, i, drawn)
+        own = with_scene_syntax(ctx, request, i, drawn, editing=True)
         scenes.append(
             PlannedScene(request, i, own, loras[i], _make_record(ctx, request, i, own, loras[i], original), original)
         )
@@ -90,6 +90,7 @@ def _make_record(
         identifying(config)
         | sampler_settings(ctx, config)
         | {"prompt": request.prompts[i]}
+        | editing_settings(request, i, config.prompt_syntax)
         | strength_settings(objects)
         | extra_loras.scene_settings(loras)
     )

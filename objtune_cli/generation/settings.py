@@ -21,6 +21,7 @@ class SamplingSettings:
             samples their classes (delayed subject conditioning, arXiv:2305.10431, with the frozen base in place of the adapter's): it knows thousands
             of poses, an adapter has seen one.
         autoguidance_scale: Scale of the difference between the adapter's and the frozen base's prediction (`generation.guidance`); 0: none.
+        prompt_editing: Whether `[a:b:0.5]` and `[a|b]` change the prompt between steps, see `models.prompt_editing`.
         height, width: Size of the images, px, multiples of the base's unit; 0: the base's own size.
     """
 
@@ -34,6 +35,7 @@ class SamplingSettings:
     autoguidance_scale: float = 0.0
     height: int = 0
     width: int = 0
+    prompt_editing: bool = False
 
     @classmethod
     def from_config(cls, config: Generate) -> "SamplingSettings":

@@ -154,7 +154,9 @@ def _sample_scene(
     base_model.prompt_syntax = config.prompt_syntax
     text = placeholders.expand(scene.prompt)
     settings = replace(
-        SamplingSettings.from_config(config), negative_prompt=placeholders.expand(config.negative_prompt)
+        SamplingSettings.from_config(config),
+        negative_prompt=placeholders.expand(config.negative_prompt),
+        prompt_editing=True,
     )
     batches = []
     for seeds, on_step in seed_batches(config, ctx.progress("generate")):

@@ -49,7 +49,7 @@ def find_groups(text: str, syntax: str) -> BracketGroups:
     square = syntax == A1111
     specials, escapable = ("()[]", "()[]\\") if square else ("()", "()")
     found.breaks = _find_breaks(text) if square else {}
-    editing = _find_editing(text) if square else {}
+    editing = find_editing(text) if square else {}
     waiting: dict[str, list[int]] = {"(": [], "[": []}
     i = 0
     while i < len(text):
@@ -103,7 +103,7 @@ def _add_group(found: BracketGroups, text: str, start: int, close: int, syntax: 
     found.opened[start] = (colon, (lambda weight: weight * value) if syntax == A1111 else (lambda _: value), close + 1)
 
 
-def _find_editing(text: str) -> dict[int, int]:
+def find_editing(text: str) -> dict[int, int]:
     """Start to end of each pair of square brackets that edits the prompt during sampling."""
     found: dict[int, int] = {}
     waiting: list[int] = []

@@ -6,8 +6,8 @@ r"""Weights, chunk breaks and escapes in prompts, as A1111 and ComfyUI read them
 | comfyui | weight x 1.1 | weight = 1.3 | text | text | `\(`, `\)` |
 | plain | text | text | text | text | none |
 
-Sources: `prompt_parser.py` of A1111 and `sd1_clip.py` of ComfyUI. Differences from A1111: a `BREAK` within brackets breaks too, a
-single backslash stays, and `[a:b:0.5]` and `[a|b]`, which change the prompt during sampling, are text.
+Sources: `prompt_parser.py` of A1111 and `sd1_clip.py` of ComfyUI. Differences from A1111: a `BREAK` within brackets breaks too, and a
+single backslash stays. `[a:b:0.5]` and `[a|b]`, which change the prompt during sampling, are text here; `prompt_editing` reads them before.
 """
 
 import functools

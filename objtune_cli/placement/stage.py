@@ -18,7 +18,7 @@ from objtune_cli.store.kinds.mask import MaskArtifact
 from objtune_cli.store.kinds.scene import LATENTS, MASK_ROLE, PHOTO_ROLE, SHARES
 from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
-from objtune_cli.workflow.scene_syntax import with_scene_syntax
+from objtune_cli.workflow.scene_syntax import editing_settings, with_scene_syntax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ def run(
     if out is not None:
         image_copies.check_output(out, config)
     ctx = replace(ctx, inpainting=True)
-    request, _ = sampling_prompts.read(ctx, [prompt], config)
+    request, _ = sampling_prompts.read(ctx, [prompt], config, editing=True)
     (loras,) = extra_loras.find_loras(ctx, config.lora, request.loras)
     item = _require_one_object(request)
     picture = photo.read(into)
@@ -85,7 +85,7 @@ def run(
         ctx.report.note(f"{into.name}: {note}")
     region, replaced, inputs = _find_region(ctx, picture, into, location, item)
     config = _sampling_config(ctx, replace(config, negative_prompt=request.negative), loras)
-    config = with_scene_syntax(ctx, request, 0, config)
+    config = with_scene_syntax(ctx, request, 0, config, editing=True)
     defaults.note_guidance(ctx, config)
     if options.paste == "auto":
         options = replace(options, paste="region" if ctx.base.inpaints else "object")
@@ -183,6 +183,7 @@ def _make_record(
         | scene_plan.sampler_settings(ctx, placement.config)
         | {f"place_{key}": value for key, value in identifying(placement.options).items()}
         | {"prompt": request.prompts[0], "region": list(placement.region.region.box)}
+        | editing_settings(request, 0, placement.config.prompt_syntax)
         | scene_plan.strength_settings([item])
         | extra_loras.scene_settings(placement.loras)
     )
@@ -214,6 +215,7 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
     sampling = replace(
         SamplingSettings.from_config(placement.config),
         negative_prompt=placeholders.expand(placement.config.negative_prompt),
+        prompt_editing=True,
     )
     loaded = extra_loras.load_loras(ctx, model, placement.loras)
     with extra_loras.active_loras(model, placement.loras, loaded):
@@ -243,7 +245,11 @@ def _sample_placement(ctx: StageContext, record: Record, placement: Placement, d
 def crop_prompt(prompt: str, name: str, syntax: str = "plain") -> str:
     """The prompt of the crop: without the object's side of the picture; a name alone becomes `a photo of <name>`."""
     from objtune_cli.models import prompt_syntax
+    from objtune_cli.models.prompt_editing import has_editing
     from objtune_cli.models.prompts import PROMPT
+
+    if has_editing(prompt, syntax):
+        return prompt
 
     characters = partial(layout_from_prompt.object_characters, name=name)
     text = prompt_syntax.edit(prompt, syntax, characters).strip()

@@ -63,6 +63,8 @@ def read_prompts(
     source: Ref | None = None,
     strength: float = 1.0,
     syntax: str = "plain",
+    *,
+    editing: bool = False,
 ) -> PromptRequest:
     """Read prompts, find their objects, and note what the user may have meant otherwise.
 
@@ -70,6 +72,7 @@ def read_prompts(
         source: The adapter of all objects; the negative prompt may name others.
         strength: Default strength of objects. At 0 an object becomes its class word.
         syntax: How weights and breaks are written: "a1111", "comfyui" or "plain".
+        editing: Whether the command changes prompts during sampling, as `[a:b:0.5]` says.
 
     Raises:
         InputError: A prompt is empty or not text, its brackets are not balanced, it names two versions of an object, or the source lacks an object.
@@ -104,14 +107,8 @@ def read_prompts(
     in_negative = _find_objects(trained, written, objects, in_negative=True)
     request = PromptRequest(texts, named, written, in_negative, _advise_names(trained, bare), tuple(loras))
     _note_changes(ctx, changes + changed)
-    if request.advice:
-        which = (
-            "the prompt names no object"
-            if len(prompts) == 1
-            else f"{len(bare)} of {len(prompts)} prompts name no object"
-        )
-        ctx.report.note(f"{which}: to draw what was trained, {request.advice}")
-    _note_other_syntax(ctx, request, syntax)
+    _note_advice(ctx, request.advice, len(bare), len(prompts))
+    _note_other_syntax(ctx, request, syntax, editing=editing)
     prompt_tags.note_negative_loras(ctx, tags)
     _note_files(ctx, texts)
     _note_language(ctx, [*texts, written])
@@ -168,7 +165,9 @@ def _apply_strengths(
     Raises:
         InputError: A token without LoRA has a strength other than 0 and 1.
     """
+    from objtune_cli.models.prompt_editing import has_editing
     from objtune_cli.models.prompt_syntax import name_class_words
+    from objtune_cli.models.prompts import with_class_words
 
     items = [replace(item, strength=strengths.get(item.name, others)) for item in objects]
     for item in items:
@@ -178,7 +177,8 @@ def _apply_strengths(
                 "use 1, or 0 for its class word",
             )
     off = {o.name: o.class_word for o in items if not o.strength}
-    written = name_class_words(prompt, off, syntax) if off else prompt
+    renamed = with_class_words(prompt, off) if has_editing(prompt, syntax) else name_class_words(prompt, off, syntax)
+    written = renamed if off else prompt
     return written, [o for o in items if o.strength]
 
 
@@ -198,13 +198,19 @@ def _advise_names(trained: TrainedObjects, bare: list[str]) -> str:
     return "write " + ", ".join(f"<{name}> instead of {word}" for name, word in names.items()) if names else ""
 
 
-def _note_other_syntax(ctx: StageContext, request: PromptRequest, syntax: str) -> None:
+def _note_advice(ctx: StageContext, advice: str, bare: int, prompts: int) -> None:
+    if advice:
+        which = "the prompt names no object" if prompts == 1 else f"{bare} of {prompts} prompts name no object"
+        ctx.report.note(f"{which}: to draw what was trained, {advice}")
+
+
+def _note_other_syntax(ctx: StageContext, request: PromptRequest, syntax: str, *, editing: bool) -> None:
     """Note once which pieces other tools read as weights, alternatives or options, and this syntax does not."""
     pieces = list(
         dict.fromkeys(
             piece
             for prompt in (*request.prompts, request.negative)
-            for piece in prompt_tags.find_unread(prompt, syntax)
+            for piece in prompt_tags.find_unread(prompt, syntax, editing=editing)
         )
     )
     if pieces:

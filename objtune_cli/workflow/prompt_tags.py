@@ -51,8 +51,17 @@ def note_negative_loras(ctx: StageContext, tags: LoraTags) -> None:
         ctx.note_once(f"not applied: {names} in the negative prompt; LoRA tags act in prompts only")
 
 
-def find_unread(text: str, syntax: str) -> list[str]:
-    """The pieces of a prompt that are plain text in its syntax, but weights, alternatives or options in other tools."""
+def find_unread(text: str, syntax: str, *, editing: bool = False) -> list[str]:
+    """The pieces of a prompt that are plain text in its syntax, but weights, alternatives or options in other tools.
+
+    Args:
+        editing: Whether the prompt changes during sampling where it says so.
+    """
+    if editing:
+        from objtune_cli.models.prompt_editing import all_prompts
+
+        prompts = all_prompts(text, syntax)
+        return list(dict.fromkeys(piece for each in prompts for piece in find_unread(each, syntax)))
     pieces = prompt_text.find_other_syntax(text)
     if syntax == PLAIN:
         return pieces
@@ -68,13 +77,13 @@ def _is_escape(piece: str, text: str, syntax: str) -> bool:
     return piece not in text and re.search(r"[()\[\]]", piece) is not None
 
 
-def escape_unread(text: str, syntax: str) -> str:
-    """Write a prompt for A1111 such that it reads what was drawn; weights and breaks stay."""
+def escape_unread(text: str, syntax: str, *, editing: bool = False) -> str:
+    """Write a prompt for A1111 such that it reads what was drawn; weights and breaks stay, and with `editing` what changes between steps."""
     if syntax == PLAIN:
         return prompt_text.escape_syntax(text)
     if syntax != A1111:
         return text
-    for piece in find_unread(text, syntax):
+    for piece in find_unread(text, syntax, editing=editing):
         if piece.startswith("["):
             text = text.replace(piece, prompt_text.escape_syntax(piece))
         elif piece == "AND":

@@ -24,13 +24,20 @@ class Draw:
 
 
 def read(
-    ctx: StageContext, prompts: Sequence[str], config: Generate, source: Ref | None = None, *, per_image: bool = False
+    ctx: StageContext,
+    prompts: Sequence[str],
+    config: Generate,
+    source: Ref | None = None,
+    *,
+    per_image: bool = False,
+    editing: bool = False,
 ) -> tuple[PromptRequest, list[Draw]]:
     """Apply styles, make choices, and read the prompts.
 
     Args:
         source: The adapter of all objects.
         per_image: Whether each image of a prompt with choices makes its own; else all images have those of the first seed.
+        editing: Whether the command changes prompts during sampling.
 
     Returns:
         The request, and the draw of each of its prompts.
@@ -54,7 +61,7 @@ def read(
     if config.prompt_syntax != PLAIN:
         negative = prompt_choices.choose(negative, folder, config.seed)
     request = prompt_request.read_prompts(
-        ctx, [draw.prompt for draw in draws], negative, source, config.strength, config.prompt_syntax
+        ctx, [draw.prompt for draw in draws], negative, source, config.strength, config.prompt_syntax, editing=editing
     )
     return request, draws
 

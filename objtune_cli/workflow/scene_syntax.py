@@ -13,18 +13,38 @@ if TYPE_CHECKING:
     from objtune_cli.workflow.prompt_request import PromptRequest
 
 
-def with_scene_syntax(ctx: StageContext, request: "PromptRequest", i: int, config: Generate) -> Generate:
+def with_scene_syntax(
+    ctx: StageContext, request: "PromptRequest", i: int, config: Generate, *, editing: bool = False
+) -> Generate:
     """The settings of the scene of prompt i, with the syntax of that prompt and the negative prompt.
 
-    It is "plain" if neither has weights or breaks and both fit the text encoder's window. Such scenes keep their identity and their bytes.
+    Args:
+        editing: Whether the command changes prompts during sampling.
+
+    Returns:
+        It is "plain" if neither has weights or breaks and both fit the text encoder's window. Such scenes keep their identity and their bytes.
     """
     from objtune_cli.models.prompt_syntax import PLAIN, has_syntax
 
     texts = [(request.prompts[i], request.named[i]), (request.negative, request.in_negative)]
     if config.prompt_syntax == PLAIN or any(has_syntax(text, config.prompt_syntax) for text, _ in texts):
         return config
+    if editing and has_editing_in(request, i, config.prompt_syntax):
+        return config
     is_plain = all(_fits(ctx, text, objects) for text, objects in texts)
     return replace(config, prompt_syntax="plain") if is_plain else config
+
+
+def has_editing_in(request: "PromptRequest", i: int, syntax: str) -> bool:
+    """Whether prompt i or the negative prompt changes during sampling."""
+    from objtune_cli.models.prompt_editing import has_editing
+
+    return any(has_editing(text, syntax) for text in (request.prompts[i], request.negative))
+
+
+def editing_settings(request: "PromptRequest", i: int, syntax: str) -> dict[str, bool]:
+    """The entry of a scene's record for a prompt that changes during sampling; empty for others, which keep their identity."""
+    return {"prompt_editing": True} if has_editing_in(request, i, syntax) else {}
 
 
 def _fits(ctx: StageContext, text: str, objects: Sequence[PromptObject]) -> bool:

@@ -55,7 +55,7 @@ def test_the_difference_is_added_to_both_halves_and_to_no_other_picture(folders:
     with adapter_state.disabled(model):
         said, alone = (predicted(model, [t], z[:1]) for t in (WORN, ALONE))
     side = model.resolution
-    with extra_guidance(model, texts, 1.5, 0.0, side, side):
+    with extra_guidance(model, [texts], 1.5, 0.0, side, side):
         inside = predicted(model, both, z2)
     more = 1.5 * (said - alone)[0]
     assert more.abs().max() > 1e-3
@@ -81,9 +81,9 @@ def test_what_the_base_does_not_say_of_the_object_is_added_to_both_halves(
         layers.set_active(model, [])
     with single_lora(model, weights) if way == "hooked" else contextlib.nullcontext():
         before = predicted(model, both, z2)
-        with extra_guidance(model, texts, 0.0, 0.5, side, side):
+        with extra_guidance(model, [texts], 0.0, 0.5, side, side):
             inside = predicted(model, both, z2)
-        with extra_guidance(model, texts, 1.5, 0.5, side, side):
+        with extra_guidance(model, [texts], 1.5, 0.5, side, side):
             with_scene = predicted(model, both, z2)
         again = predicted(model, both, z2)
     more = 0.5 * (before[3:] - plain)
@@ -107,7 +107,7 @@ def test_the_adapter_is_no_part_of_it_and_acts_again_afterwards(folders: dict[st
         model, words = taught(folders["sd1"], seed)
         text = words.expand("a photo of <rex> in a hat")
         before = predicted(model, [text], z)
-        with extra_guidance(model, [text], 2.0, 0.0, model.resolution, model.resolution):
+        with extra_guidance(model, [[text]], 2.0, 0.0, model.resolution, model.resolution):
             found.append(predicted(model, [text], z) - before)
         assert torch.equal(predicted(model, [text], z), before)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
@@ -118,7 +118,7 @@ def test_what_does_not_act_stays_asleep(folders: dict[str, Path]) -> None:
     layers.set_active(model, [])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
+    with extra_guidance(model, [[text]], 1.0, 0.0, model.resolution, model.resolution):
         assert not torch.equal(predicted(model, [text], z), before)
     assert torch.equal(predicted(model, [text], z), before)
 
@@ -127,7 +127,7 @@ def test_what_does_not_learn_does_not_learn_afterwards(folders: dict[str, Path])
     model, words = taught(folders["sd1"])
     model.denoiser.requires_grad_(False)
     text = words.expand("a photo of <rex> in a hat")
-    with extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
+    with extra_guidance(model, [[text]], 1.0, 0.0, model.resolution, model.resolution):
         predicted(model, [text], torch.randn(1, 4, 8, 8))
     assert not any(p.requires_grad for p in model.denoiser.parameters())
 
@@ -170,7 +170,7 @@ def test_an_error_inside_leaves_the_base_as_it_was(folders: dict[str, Path]) -> 
     model, words = taught(folders["sd1"])
     z, text = torch.randn(1, 4, 8, 8), words.expand("a photo of <rex> in a hat")
     before = predicted(model, [text], z)
-    with pytest.raises(RuntimeError), extra_guidance(model, [text], 1.0, 0.0, model.resolution, model.resolution):
+    with pytest.raises(RuntimeError), extra_guidance(model, [[text]], 1.0, 0.0, model.resolution, model.resolution):
         predicted(model, [text], torch.randn(1, 5, 8, 8))
     assert torch.equal(predicted(model, [text], z), before)
 
