@@ -51,19 +51,19 @@ def project(
     Raises:
         UsageError: An unknown key, or a value out of range.
     """
-    found = find_project(to_place(folder), create=True)
-    given = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
-    given += [
+    current = find_project(to_place(folder), create=True)
+    flags = [f"{k}={v}" for k, v in settings.items() if not isinstance(v, Mapping)]
+    flags += [
         f"{section.replace('_', '-')}.{k}={v}"
         for section, values in settings.items()
         if isinstance(values, Mapping)
         for k, v in values.items()
     ]
-    layers = Settings(found.settings, flags=given)
+    layers = Settings(current.settings, flags=flags)
     report = LogReporter(on_step) if on_step else LogReporter()
     for note in layers.notes:
         report.note(note)
-    return StageContext(found, layers, layers.resolve(Common), report, force)
+    return StageContext(current, layers, layers.resolve(Common), report, force)
 
 
 def _lock_project(ctx: StageContext) -> AbstractContextManager[None]:
@@ -130,10 +130,10 @@ def train(
     from objtune_cli.training import stage
 
     photos, masks, rough = (_as_list(value) for value in (photo, mask, refine_mask))
-    found = _segment_photos(ctx.without_force(), photos, class_word, name, box, masks, rough)
+    refs = _segment_photos(ctx.without_force(), photos, class_word, name, box, masks, rough)
     config = ctx.settings.resolve(Train, max_steps=steps)
     with _lock_project(ctx):
-        return stage.run(ctx, found, config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
+        return stage.run(ctx, refs, config, ctx.settings.resolve(Embed), ctx.settings.resolve(Prior), preview=preview)
 
 
 def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -205,11 +205,11 @@ def generate(
         configs = python_arguments.resolve_variants(ctx, settings, n, seed, axes)
         choice = image_choice.Choice(best, axes, _as_path(sheet), _as_path(out))
         source = ctx.store.find(adapter, ("adapter",)) if adapter else None
-        drawn = image_choice.draw(ctx, list(prompts), configs, choice, source)
-    scores = iter(drawn.scores)
-    for result in drawn.results if best else ():
+        drawing = image_choice.draw(ctx, list(prompts), configs, choice, source)
+    scores = iter(drawing.scores)
+    for result in drawing.results if best else ():
         result.metrics = {**result.metrics, "best": [next(scores) for _ in result.images]}
-    return drawn.results
+    return drawing.results
 
 
 def compose(

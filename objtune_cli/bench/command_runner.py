@@ -62,7 +62,7 @@ def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict
         Stopped: A signal came; the command was terminated.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # methods set all values themselves
-    started = time.monotonic()
+    start_time = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             command, stdout=out, stderr=errors, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
@@ -86,7 +86,7 @@ def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict
         except ValueError:
             lines = errors.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]
             document = {"error": {"code": child.returncode, "message": lines[-1]}}
-    return document, time.monotonic() - started, memory
+    return document, time.monotonic() - start_time, memory
 
 
 def raise_failure(document: Mapping[str, Any], method: str, case: Named) -> None:

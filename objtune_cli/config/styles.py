@@ -70,8 +70,8 @@ def find_styles(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style
 
     near = toml_files.nearest(missing, styles)
     meant = f"did you mean {near}? " if near else ""
-    known = f"styles: {', '.join(sorted(styles))}" if styles else f"write one into objtune.toml: {EXAMPLE}"
-    raise UsageError(f"there is no style {missing}", f"{meant}{known}")
+    alternatives = f"styles: {', '.join(sorted(styles))}" if styles else f"write one into objtune.toml: {EXAMPLE}"
+    raise UsageError(f"there is no style {missing}", f"{meant}{alternatives}")
 
 
 def apply_styles(text: str, patterns: Sequence[str]) -> str:

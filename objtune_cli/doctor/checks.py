@@ -82,17 +82,17 @@ def check_devices() -> list[Check]:
         import torch
     except Exception as error:  # a broken install fails in many ways
         return [Check("device", "bad", f"torch cannot be loaded: {error}", INSTALL_TORCH)]
-    found = [_check_device("cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
+    results = [_check_device("cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors")]
     for i in range(torch.cuda.device_count()):
         has = torch.cuda.get_device_properties(i)
-        found.append(_check_device(f"cuda:{i}", f"{has.name}, {has.total_memory / 1e9:.0f} GB"))
+        results.append(_check_device(f"cuda:{i}", f"{has.name}, {has.total_memory / 1e9:.0f} GB"))
     if torch.backends.mps.is_available():
-        found.append(_check_device("mps", "Apple GPU"))
-    if len(found) == 1:
-        found.append(
+        results.append(_check_device("mps", "Apple GPU"))
+    if len(results) == 1:
+        results.append(
             Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one")
         )
-    return found
+    return results
 
 
 def _check_device(name: str, detail: str) -> Check:
@@ -113,23 +113,25 @@ def _check_base(name: str) -> list[Check]:
     family, base = needed_models.family_of(name), None
     try:
         base = registry.resolve(name)
-        found = [Check(f"base {name}", "ok", str(base.folder))]
+        results = [Check(f"base {name}", "ok", str(base.folder))]
         family = base.family
     except ObjtuneError as error:
-        found = [Check(f"base {name}", "bad", error.message, f"objtune fetch --base {name}" if family else error.hint)]
+        results = [
+            Check(f"base {name}", "bad", error.message, f"objtune fetch --base {name}" if family else error.hint)
+        ]
     if family is None:
-        return found
+        return results
     for each in needed_models.companions(family, base.folder if base else None, with_metrics=True):
         option = " --with-metrics" if each.for_metrics else ""
         command = f"objtune fetch --base {name}{option}" if is_fetched else f"objtune fetch --model {each.repository}"
         if each.what == "segmenter":
-            found.append(_check_segmenter(base, each, command))
+            results.append(_check_segmenter(base, each, command))
             continue
         here = "" if each.folder is None else str(each.folder)
         detail = here or f"{each.repository} is not on this machine"
         what = f"{each.what} {each.number}".strip()
-        found.append(Check(what, "ok" if here else "missing", detail, "" if here else command))
-    return found
+        results.append(Check(what, "ok" if here else "missing", detail, "" if here else command))
+    return results
 
 
 def _check_segmenter(base: BaseSpec | None, needed: needed_models.NeededModel, command: str) -> Check:
@@ -143,13 +145,13 @@ def _check_segmenter(base: BaseSpec | None, needed: needed_models.NeededModel, c
 
 
 def _check_packages() -> list[Check]:
-    found = []
+    results = []
     for name in PACKAGES:
         try:
-            found.append(Check(name, "ok", version(name)))
+            results.append(Check(name, "ok", version(name)))
         except PackageNotFoundError:
-            found.append(Check(name, "bad", "not installed", f"pip install {name}"))
-    return found
+            results.append(Check(name, "bad", "not installed", f"pip install {name}"))
+    return results
 
 
 def _check_memory() -> Check:
@@ -180,26 +182,28 @@ def _check_disk(folder: Path) -> Check:
 
 
 def _check_bases() -> list[Check]:
-    found = []
+    results = []
     for name in ("toybox", *hub_cache.HUB_REPOSITORIES):
         try:
-            found.append(Check(f"base {name}", "ok", str(registry.resolve(name).folder)))
+            results.append(Check(f"base {name}", "ok", str(registry.resolve(name).folder)))
         except ObjtuneError as error:
-            found.append(Check(f"base {name}", "missing", error.message, error.hint))
-    return found
+            results.append(Check(f"base {name}", "missing", error.message, error.hint))
+    return results
 
 
 def _check_models(project: Project) -> list[Check]:
     """The segmenter of these settings, and what judges photographs."""
-    given = Settings(project.settings).resolve(Segment).sam_checkpoint
-    place = Path(given) if given else registry.TOYBOX_SEGMENTER
+    checkpoint = Settings(project.settings).resolve(Segment).sam_checkpoint
+    place = Path(checkpoint) if checkpoint else registry.TOYBOX_SEGMENTER
     fine = place.exists()
     state, remedy = (
         ("ok", "")
         if fine
         else (
             "bad",
-            "correct `segment.sam_checkpoint` in objtune.toml" if given else "pip install --force-reinstall objtune",
+            "correct `segment.sam_checkpoint` in objtune.toml"
+            if checkpoint
+            else "pip install --force-reinstall objtune",
         )
     )
     return [
@@ -209,15 +213,15 @@ def _check_models(project: Project) -> list[Check]:
 
 
 def _check_cached(name: str, repository: str) -> Check:
-    found = hub_cache.find_transformers_model(repository)
-    if found is None:
+    folder = hub_cache.find_transformers_model(repository)
+    if folder is None:
         return Check(
             name,
             "missing",
             f"{repository} is not on this machine; `evaluate` on photographs needs it",
             f"objtune fetch --model {repository}",
         )
-    return Check(name, "ok", str(found))
+    return Check(name, "ok", str(folder))
 
 
 def _check_writable(project: Project) -> Check:
@@ -236,7 +240,7 @@ def _check_store(project: Project) -> list[Check]:
     """Whether there is a project, may be written, and every header can be read; `verify` reads every byte."""
     if not project.settings.exists():
         return [Check("project", "missing", f"{project.location} is none yet", "objtune init")]
-    found = [_check_writable(project)]
+    results = [_check_writable(project)]
     every = project.store.list()
     broken = []
     for ref in every:
@@ -244,10 +248,10 @@ def _check_store(project: Project) -> list[Check]:
             project.store.read_record(ref)
         except ObjtuneError as error:
             broken.append(error)
-    said = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
-    found.append(Check("store", "bad" if broken else "ok", said, broken[0].hint if broken else ""))
+    detail = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
+    results.append(Check("store", "bad" if broken else "ok", detail, broken[0].hint if broken else ""))
     left = garbage.find_garbage(project.store, 0)
-    found.append(
+    results.append(
         Check(
             "leftovers",
             "missing" if left else "ok",
@@ -255,4 +259,4 @@ def _check_store(project: Project) -> list[Check]:
             "objtune gc" if left else "",
         )
     )
-    return found
+    return results

@@ -190,10 +190,10 @@ class SelfTest:
         lora, embedding = self.exported
         pipe = plain_diffusers.open_pipeline(self.ctx.base, self.device, self.dtype)
         without = replace(self.drawing, prompt=self.drawing.class_prompt)
-        drawn = [plain_diffusers.draw(pipe, self.ctx.base, without)]
+        pairs = [plain_diffusers.draw(pipe, self.ctx.base, without)]
         plain_diffusers.load_object(pipe, self.ctx.base, lora.parent, "it", embedding)
-        drawn.append(plain_diffusers.draw(pipe, self.ctx.base, self.drawing))
-        self.latents, self.images = [latents for latents, _ in drawn], [image for _, image in drawn]
+        pairs.append(plain_diffusers.draw(pipe, self.ctx.base, self.drawing))
+        self.latents, self.images = [latents for latents, _ in pairs], [image for _, image in pairs]
         return self.ctx.base.family.pipeline
 
     def _compare(self) -> str:
@@ -209,16 +209,20 @@ class SelfTest:
         spread = float(latents.square().mean().sqrt())
         off = float((self.latents[1] - latents).square().mean().sqrt())
         number_format = str(self.dtype).removeprefix("torch.")
-        self.report.differences = found = ImageDifferences(
+        self.report.differences = differences = ImageDifferences(
             mean=float(np.abs(ours - theirs).mean()),
             largest=float(np.abs(ours - theirs).max()),
             latents=off / max(spread, 1e-12),
             without_object=float(np.abs(ours - without).mean()),
             bound=LARGEST_MEAN.get(number_format, LARGEST_MEAN_HALF),
         )
-        found.require_equal()
-        weak = "" if found.without_object > found.bound else "; after so few steps the object changes less than that"
-        return f"mean difference {found.mean:.2f} of 255, at most {found.bound:g} is accepted{weak}"
+        differences.require_equal()
+        weak = (
+            ""
+            if differences.without_object > differences.bound
+            else "; after so few steps the object changes less than that"
+        )
+        return f"mean difference {differences.mean:.2f} of 255, at most {differences.bound:g} is accepted{weak}"
 
 
 def run(ctx: StageContext, photo: SelfTestPhoto | None, max_steps: int) -> SelfTestReport:
@@ -239,12 +243,12 @@ def run(ctx: StageContext, photo: SelfTestPhoto | None, max_steps: int) -> SelfT
             devices.pick_device(ctx.common.device)
             base = work.base
             report.base |= {"base": base.id, "family": base.family.name, "fingerprint": base.fingerprint}
-            chosen = photo or _own_photo(work, folder)
-            report.photo = chosen.title
+            test_photo = photo or _own_photo(work, folder)
+            report.photo = test_photo.title
         if report.code:
             return report
-        hide = partial(hide_private, private=private_folders(folder, base.folder), photo=chosen.path)
-        test = SelfTest(work, chosen, max_steps, report)
+        hide = partial(hide_private, private=private_folders(folder, base.folder), photo=test_photo.path)
+        test = SelfTest(work, test_photo, max_steps, report)
         report.steps += [SelfTestStep(name) for name in test.steps]
         for step, action in zip(report.steps[1:], test.steps.values(), strict=True):
             ctx.report.note(f"self-test: {step.name}")
@@ -284,7 +288,7 @@ def _measured(step: SelfTestStep, kind: str, hide: Callable[[str], str]) -> Iter
         Stopped: A signal came.
     """
     memory.reset_peak(kind)
-    started = time.monotonic()
+    start_time = time.monotonic()
     try:
         yield
         step.state = "ok"
@@ -300,7 +304,7 @@ def _measured(step: SelfTestStep, kind: str, hide: Callable[[str], str]) -> Iter
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
         step.message = hide(message)
     finally:
-        step.seconds, step.peak_mb = time.monotonic() - started, memory.peak_mb(kind)
+        step.seconds, step.peak_mb = time.monotonic() - start_time, memory.peak_mb(kind)
 
 
 def _device_kind(ctx: StageContext) -> str:

@@ -87,14 +87,14 @@ def rank(scores: Sequence[ImageScore]) -> list[int]:
     from objtune_cli.composition.presence import MIN_LIKENESS
 
     columns = [[s.object for s in scores], [s.prompt for s in scores]]
-    known = [column for column in columns if None not in column]
-    if not known:
+    complete_columns = [column for column in columns if None not in column]
+    if not complete_columns:
         raise InputError(
             "there is nothing to choose the best images by: the prompt names no trained object, and the base has no CLIP image encoder",
             "name an object, or set `clip_model`",
         )
     places = [0] * len(scores)
-    for column in known:
+    for column in complete_columns:
         for place, i in enumerate(sorted(range(len(scores)), key=lambda i: -float(column[i] or 0))):
             places[i] += place
     missing = [s.object is not None and s.object < MIN_LIKENESS for s in scores]

@@ -53,16 +53,16 @@ def fetch_base(
         return _bring([base], report, progress)
     family = needed_models.family_of(name)
     if family is None:  # a hub id: its own files say which family it is
-        brought = _bring([base], report, progress)
+        downloads = _bring([base], report, progress)
         family, base = (
             registry.resolve(name, inpainting=True).family,
-            DownloadPlan(name, base.repository, "", folder=brought[0].folder),
+            DownloadPlan(name, base.repository, "", folder=downloads[0].folder),
         )
     else:
-        brought = []
+        downloads = []
     needed = needed_models.companions(family, base.folder, with_metrics=with_metrics)
     plans = [plan for each in needed if (plan := _plan_companion(each, report, progress)) is not None]
-    return [*brought, *_bring(plans if brought else [base, *plans], report, progress)]
+    return [*downloads, *_bring(plans if downloads else [base, *plans], report, progress)]
 
 
 def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -> FetchResult:

@@ -38,8 +38,10 @@ def run(
         InputError: A file is unreadable, two files are of one kind, or a pickle is not allowed. IncompatibleError: The files are for another base.
     """
     name = check_name(name)
-    read = import_sources.read_files(files)
-    record = Record("adapter", name, {name: class_word}, _inputs(read), _settings(read, word), ctx.base.record())
+    import_files = import_sources.read_files(files)
+    record = Record(
+        "adapter", name, {name: class_word}, _inputs(import_files), _settings(import_files, word), ctx.base.record()
+    )
     done = ctx.find_existing(record)
     if done:
         return done
@@ -47,7 +49,7 @@ def run(
     from objtune_cli.interchange import textual_inversion
     from objtune_cli.models import placeholders
 
-    sources = [open_source(file, allow_pickle) for file in read]
+    sources = [open_source(file, allow_pickle) for file in import_files]
     model = ctx.load_base_model()
     layers = read_layers(ctx, model, sources)
     vectors = [each for each in map(textual_inversion.find_vectors, sources) if each]
@@ -60,7 +62,7 @@ def run(
     tensors = AdapterArtifact({name: placeholders.split_encoders(rows, model.widths)}, layers).to_tensors()
     rank = max((v.shape[0] for k, v in tensors.items() if k.endswith(adapter.LORA_A)), default=0)
     metrics = {"rank": rank, "vectors": len(rows), "layers": sum(k.endswith(adapter.LORA_A) for k in tensors)}
-    record = replace(record, inputs=_inputs(read, sources), metrics=metrics, tools=tool_versions())
+    record = replace(record, inputs=_inputs(import_files, sources), metrics=metrics, tools=tool_versions())
     return StageResult(ctx.publish(record, tensors), metrics=metrics)
 
 
@@ -80,12 +82,14 @@ def _inputs(files: list[import_sources.ImportFile], sources: "list[Source] | Non
     return {role: {"ref": "", "sha256": digest} for role, digest in hashes.items()}
 
 
-def _settings(read: list[import_sources.ImportFile], word: str) -> dict[str, str]:
+def _settings(import_files: list[import_sources.ImportFile], word: str) -> dict[str, str]:
     """Settings that are part of an import's identity; files with scale settings in their header have one more."""
     from objtune_cli.lora.import_scale import HEADER
 
     return {"word": word} | (
-        {"strength": "header"} if any(HEADER in import_contents.read_metadata(file.data) for file in read) else {}
+        {"strength": "header"}
+        if any(HEADER in import_contents.read_metadata(file.data) for file in import_files)
+        else {}
     )
 
 
@@ -97,17 +101,17 @@ def open_source(file: import_sources.ImportFile, allow_pickle: bool) -> "Source"
     """
     from objtune_cli.lora import import_kinds, import_scale, import_source
 
-    opened = import_contents.open_file(file, allow_pickle)
-    whole = import_kinds.whole_kind(opened.tensors)
+    contents = import_contents.open_file(file, allow_pickle)
+    whole = import_kinds.whole_kind(contents.tensors)
     if whole:
         raise InputError(
             f"{file.what} {whole[0]}, neither a LoRA nor an embedding", whole[1].format(path=quote(str(file.path)))
         )
-    strengths = import_scale.read_header(opened.metadata, file.what)
+    strengths = import_scale.read_header(contents.metadata, file.what)
     if file.config:
         what = f"{import_sources.PEFT_CONFIG} beside {file.what}"
         strengths = {"": import_scale.read_config(import_scale.parse(file.config, what), what)}
-    return import_source.Source(file.what, opened.tensors, opened.metadata, strengths, file.network)
+    return import_source.Source(file.what, contents.tensors, contents.metadata, strengths, file.network)
 
 
 def read_layers(ctx: StageContext, model: "BaseModel", sources: "list[Source]") -> "dict[str, Tensor]":

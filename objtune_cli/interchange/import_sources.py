@@ -98,11 +98,11 @@ def _resolve_folder(folder: Path) -> list[tuple[Path, str, str]]:
 def _find_weight_files(folder: Path) -> list[Path]:
     """Weight files of one folder: those with known names, else the only one there is."""
     endings = (".safetensors", *PICKLE_SUFFIXES)
-    known = [
+    by_name = [
         next((folder / f"{name}{end}" for end in endings if (folder / f"{name}{end}").is_file()), None)
         for name in WEIGHT_NAMES
     ]
-    matching = [path for path in known if path]
+    matching = [path for path in by_name if path]
     if matching:
         return matching
     others = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
@@ -122,10 +122,10 @@ def _find_weight_files(folder: Path) -> list[Path]:
 
 def _read_file(path: Path, what: str, network: str) -> ImportFile:
     data = _read_bytes(path, MAX_FILE, "a LoRA or an embedding is far smaller; a whole model is given as `--base`")
-    beside = path.parent / PEFT_CONFIG
+    config_path = path.parent / PEFT_CONFIG
     config = b""
-    if beside.is_file() and (path.stem == WEIGHT_NAMES[0] or b"base_model.model." in data[: 8 + MAX_HEADER]):
-        config = _read_bytes(beside, MAX_CONFIG, "get it again")
+    if config_path.is_file() and (path.stem == WEIGHT_NAMES[0] or b"base_model.model." in data[: 8 + MAX_HEADER]):
+        config = _read_bytes(config_path, MAX_CONFIG, "get it again")
     return ImportFile(path, what, data, config, network)
 
 

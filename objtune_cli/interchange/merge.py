@@ -51,10 +51,10 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
             f"{record.ref} alone makes nothing to merge",
             f"give two adapters or more, or a weight and a new name: {example}",
         )
-    taken = name in ctx.store.list_names("adapter") and not is_merged(
+    is_taken = name in ctx.store.list_names("adapter") and not is_merged(
         ctx.store.read_record(ctx.store.resolve(Ref("adapter", name)))
     )
-    if taken or name in (record.name, *record.objects):
+    if is_taken or name in (record.name, *record.objects):
         raise UsageError(
             f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}"
         )
@@ -96,12 +96,12 @@ def _merge(ctx: StageContext, record: Record, sources: list[Ref], config: Merge)
     for ref in sources:
         ctx.store.require_finite(ref)
     digests = {i["ref"]: i["sha256"] for i in record.inputs.values()}
-    opened = [
+    tensor_maps = [
         {k: torch.from_numpy(v.copy()) for k, v in ctx.store.read(ref, digests[str(ref)])[1].items()} for ref in sources
     ]
-    tensors: dict[str, Any] = {k: v for tensors in opened for k, v in tensors.items() if adapter.is_token(k)}
+    tensors: dict[str, Any] = {k: v for tensors in tensor_maps for k, v in tensors.items() if adapter.is_token(k)}
     tensors |= merging.merge_adapters(
-        opened, record.config["weights"], config.method, config.rank, config.density, config.seed
+        tensor_maps, record.config["weights"], config.method, config.rank, config.density, config.seed
     )
     large = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), "")
     if large:

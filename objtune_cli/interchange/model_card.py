@@ -27,8 +27,8 @@ def base_licence(record: Record, family: Family) -> tuple[str, str]:
     ident = record.base.get("id", "")
     if ident == "toybox":
         return "apache-2.0", ""
-    known = {*family.hub, *(repository for repository, _ in family.hub.values())}
-    return family.licence if ident in known else ("", "")
+    repositories = {*family.hub, *(repository for repository, _ in family.hub.values())}
+    return family.licence if ident in repositories else ("", "")
 
 
 def list_outputs(
@@ -106,7 +106,12 @@ def _front_matter(record: Record, family: Family) -> str:
 
 
 def _body(
-    record: Record, family: Family, files: Sequence[str], shown: Sequence[str], words: Mapping[str, str], source: str
+    record: Record,
+    family: Family,
+    files: Sequence[str],
+    image_paths: Sequence[str],
+    words: Mapping[str, str],
+    source: str,
 ) -> str:
     """Text of the card: trigger words, files, example code, settings, metrics and licence."""
     name, link = base_licence(record, family)
@@ -117,7 +122,7 @@ def _body(
     first, class_word = next(iter(record.objects.items()))
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.config.items()))
     metrics = "\n".join(f"| {key} | {value} |" for key, value in sorted(record.metrics.items()))
-    pictures = "\n".join(f"![{path}]({path})" for path in shown)
+    pictures = "\n".join(f"![{path}]({path})" for path in image_paths)
     base_line = f"[{name}]({link})" if link else name or "not known here; see the base"
     return f"""# {record.name}
 

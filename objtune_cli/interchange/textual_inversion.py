@@ -79,7 +79,7 @@ def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> Tok
         if key in IGNORED_KEYS:
             unread = True
             continue
-        alone = A1111_KEY.fullmatch(key)
+        match = A1111_KEY.fullmatch(key)
         if key in ENCODER_INDEX:
             if ENCODER_INDEX[key] in parts:
                 raise InputError(
@@ -88,7 +88,7 @@ def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> Tok
                 )
             parts[ENCODER_INDEX[key]] = _check_vectors(what, key, value)
         else:
-            tokens[alone[1] or "" if alone else key] = value
+            tokens[match[1] or "" if match else key] = value
     if tokens and parts:
         raise InputError(
             f"{what} holds vectors under {', '.join(sorted(named)[:4])}, of which not all are read",

@@ -28,7 +28,7 @@ def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_insi
     Raises:
         UsageError: Unknown object, two words for one object, one word for two objects, or a word that is no portable file name.
     """
-    chosen: dict[str, str] = {}
+    explicit_words: dict[str, str] = {}
     for text in requested:
         name, equals, word = text.rpartition("=")
         if not equals and len(objects) != 1:
@@ -40,10 +40,10 @@ def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_insi
             raise UsageError(
                 f"--trigger {text} is for {name or 'no object'}", f"these are exported: {', '.join(objects)}"
             )
-        if name in chosen:
+        if name in explicit_words:
             raise UsageError(f"--trigger gives {name} two words", "give each object one")
-        chosen[name] = check_trigger(word)
-    words = {name: chosen.get(name, default_trigger(name)) for name in objects}
+        explicit_words[name] = check_trigger(word)
+    words = {name: explicit_words.get(name, default_trigger(name)) for name in objects}
     owners: dict[str, str] = {}
     for name, word in words.items():
         key = (
@@ -88,8 +88,8 @@ def describe_common(words: Mapping[str, str], classes: Mapping[str, str], *, is_
 
 def is_common_word(word: str, class_words: Iterable[str] = ()) -> bool:
     """Whether a word is a class word or a single token of Stable Diffusion's tokenizers."""
-    known = {each.lower() for each in class_words}
-    return word.lower() in known or len(word) == 1 or word.lower() in _single_tokens()
+    common_words = {each.lower() for each in class_words}
+    return word.lower() in common_words or len(word) == 1 or word.lower() in _single_tokens()
 
 
 @functools.cache

@@ -44,7 +44,7 @@ def companions(family: Family, folder: Path | None, *, with_metrics: bool = Fals
         here = inside or hub_cache.find_transformers_model(repository)
         counted = str(number) if len(family.clip_models) > 1 else ""
         needed.append(NeededModel("CLIP vision encoder", repository, here, counted))
-    segmenter = next((found for kind in ("sam3", "sam2") if (found := segmenter_lookup.find_cached(kind))), None)
+    segmenter = next((cached for kind in ("sam3", "sam2") if (cached := segmenter_lookup.find_cached(kind))), None)
     repository = segmenter_lookup.RECOMMENDED["sam2"]
     needed.append(NeededModel("segmenter", repository, segmenter.folder if segmenter else None))
     metrics = METRIC_MODELS.items() if with_metrics else ()

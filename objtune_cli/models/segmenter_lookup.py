@@ -54,10 +54,10 @@ def find_segmenter(kind: str, model: str = "") -> SegmenterFolder:
         ResourceError: It is not on this machine. InputError: The folder has another kind of model.
     """
     if not model:
-        found = find_cached(kind)
-        if found is None:
+        cached = find_cached(kind)
+        if cached is None:
             raise _missing(TITLES[kind], RECOMMENDED[kind])
-        return found
+        return cached
     folder = Path(model) if Path(model).is_dir() else None
     if folder is None and paths.is_hub_id(model):
         folder = find_repository(model)
@@ -82,7 +82,7 @@ def find_cached(kind: str) -> SegmenterFolder | None:
 
 def find_best() -> SegmenterFolder | None:
     """Find the best segmenter for photographs in the hub's cache."""
-    return next((found for kind in TITLES if (found := find_cached(kind))), None)
+    return next((cached for kind in TITLES if (cached := find_cached(kind))), None)
 
 
 def find_repository(repository: str) -> Path | None:

@@ -32,7 +32,7 @@ def segment_objects(
     """
     search = _ClassWordSegmenter(models, picture, rgb)
     segmented: dict[int, SegmentedObject] = {
-        i: search.from_hints(t, alone=len(targets) == 1)
+        i: search.from_hints(t, is_only=len(targets) == 1)
         for i, t in enumerate(targets)
         if search.has_hints(t, len(targets) == 1)
     }
@@ -68,14 +68,14 @@ class _ClassWordSegmenter(PhotoSegmenter):
         super().__init__(models, picture, rgb)
         self.full = full or self
 
-    def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
+    def from_hints(self, target: Target, *, is_only: bool) -> SegmentedObject:
         """Segment by hints; the class word disambiguates a single point if the base knows the word."""
         if not (target.is_single_point and self.models.knows_class(target.class_word)):
-            return super().from_hints(target, alone=alone)
+            return super().from_hints(target, is_only=is_only)
         near = self._downscale()
         proposals = [p for p in near.segmenter.predict_all(near._hints(target, None)) if _is_plausible(p.mask, [])]
         if not proposals:
-            return super().from_hints(target, alone=alone)
+            return super().from_hints(target, is_only=is_only)
         words = [target.class_word]
         candidates = near._rank(near._refine_best(proposals, near._rank(proposals, words)), words)[target.class_word]
         located = self._finish(candidates[0], [])
@@ -143,9 +143,9 @@ class _ClassWordSegmenter(PhotoSegmenter):
         from objtune_cli.segmentation.types import Proposal
 
         short = {id(c.mask): c.mask for candidates in ranked.values() for c in candidates[:SHORTLIST]}
-        chosen = [self.segmenter.refine(p) if again else p for p in proposals if id(p.mask) in short]
-        exact = [Proposal(self.snap_to_edges(p.mask), p.quality) for p in chosen]
-        return [p for p in exact if _is_plausible(p.mask, [])] or chosen
+        refined = [self.segmenter.refine(p) if again else p for p in proposals if id(p.mask) in short]
+        exact = [Proposal(self.snap_to_edges(p.mask), p.quality) for p in refined]
+        return [p for p in exact if _is_plausible(p.mask, [])] or refined
 
     def _propose(self, words: list[str]) -> list["Proposal"]:
         """Proposals from a detector's boxes for the words, from a segmenter that reads words, else from the segmenter."""
@@ -179,24 +179,24 @@ class _ClassWordSegmenter(PhotoSegmenter):
 
         if self.models.clip is None:
             return np.ones((len(proposals), len(words)))
-        known = self.models.ctx.base.known_classes
-        heads = {class_words.match_last_word(word, known) for word in words}  # a red mug is also a mug
-        others = [word for word in known if word not in heads]
+        known_words = self.models.ctx.base.known_classes
+        heads = {class_words.match_last_word(word, known_words) for word in words}  # a red mug is also a mug
+        others = [word for word in known_words if word not in heads]
         return ranking.class_probabilities(*self.models.clip, self.rgb, [p.mask for p in proposals], words, others)
 
-    def _finish(self, chosen: "Candidate", rivals: list["Candidate"]) -> SegmentedObject:
-        """Refine the chosen candidate and record its probability, margin and score."""
+    def _finish(self, candidate: "Candidate", rivals: list["Candidate"]) -> SegmentedObject:
+        """Refine the candidate that was chosen and record its probability, margin and score."""
         from objtune_cli.segmentation.types import Proposal
 
-        proposal = Proposal(_resize(chosen.mask * 255, self.rgb) > 127, chosen.quality)
-        if chosen.mask.shape != self.rgb.shape[:2]:
+        proposal = Proposal(_resize(candidate.mask * 255, self.rgb) > 127, candidate.quality)
+        if candidate.mask.shape != self.rgb.shape[:2]:
             proposal = self.segmenter.refine(proposal)
         segmented = self.finish_mask(proposal, self.models.segmenter.name)
         if self.models.clip is not None:
-            segmented.metrics["likeness"] = round(chosen.class_probability, 4)
+            segmented.metrics["likeness"] = round(candidate.class_probability, 4)
         if rivals and self.config.select == "best":
-            segmented.metrics["margin"] = round(chosen.score - rivals[0].score, 4)
-        segmented.metrics["score"] = round(chosen.score, 4)
+            segmented.metrics["margin"] = round(candidate.score - rivals[0].score, 4)
+        segmented.metrics["score"] = round(candidate.score, 4)
         segmented.alternatives = [_resize(r.mask * 255, self.rgb) > 127 for r in rivals[:3]]
         if segmented.metrics.get("margin", self.config.min_score_margin) < self.config.min_score_margin:
             segmented.advice = "say which: `--select largest`, `--select left`, or `--point x,y` on it"
@@ -205,14 +205,14 @@ class _ClassWordSegmenter(PhotoSegmenter):
 
 def _sort_left_to_right(targets: list[Target], best: list["Candidate"]) -> list["Candidate"]:
     """Assign several objects of one class from left to right, in the order of their names."""
-    chosen = list(best)
+    in_order = list(best)
     for word in {t.class_word for t in targets}:
         own = [i for i, t in enumerate(targets) if t.class_word == word]
         for i, candidate in zip(
             own, sorted((best[k] for k in own), key=lambda c: float(c.mask.nonzero()[1].mean())), strict=True
         ):
-            chosen[i] = candidate
-    return chosen
+            in_order[i] = candidate
+    return in_order
 
 
 def _is_plausible(mask: "np.ndarray", others: list["np.ndarray"]) -> bool:

@@ -169,10 +169,10 @@ class PhotoSegmenter:
             self.models.segmenter.set_image(self.rgb)
             self.models.current_image, self.models.proposals = self.rgb, None
 
-    def has_hints(self, target: Target, alone: bool) -> bool:
-        return not target.has_no_hint or (alone and self.picture.alpha is not None)
+    def has_hints(self, target: Target, is_only: bool) -> bool:
+        return not target.has_no_hint or (is_only and self.picture.alpha is not None)
 
-    def from_hints(self, target: Target, *, alone: bool) -> SegmentedObject:
+    def from_hints(self, target: Target, *, is_only: bool) -> SegmentedObject:
         """Segment an object by the user's hints or the photo's transparency."""
         import cv2
         import numpy as np

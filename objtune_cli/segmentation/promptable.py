@@ -88,8 +88,8 @@ class PromptableSegmenter(ABC):
         """Predict the object again from its box, and from a crop if it is small; keep the old mask if they differ."""
         box = mask_box(proposal.mask)
         again = _best(self.image.predict_masks(Hints(box)))
-        chosen = again if iou(again.mask, proposal.mask) > 0.7 else proposal
-        return self._zoom_in(chosen, Hints(box))
+        better = again if iou(again.mask, proposal.mask) > 0.7 else proposal
+        return self._zoom_in(better, Hints(box))
 
     def _predict_around_point(self, hints: Hints) -> list[Proposal]:
         """Objects in boxes around a single point that contain it, because the point alone may also mean a part."""

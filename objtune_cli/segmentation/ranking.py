@@ -121,10 +121,10 @@ def assign(choices: Sequence[Sequence[Candidate]], most: int = 6) -> list[int] |
     """Index of the candidate of each object, without overlaps and with the largest sum of scores; None if there are too few."""
     best: tuple[float, tuple[int, ...]] | None = None
     for picks in itertools.product(*(range(min(most, len(c))) for c in choices)):
-        chosen = [c[i] for c, i in zip(choices, picks, strict=True)]
-        if any(iou(a.mask, b.mask) >= SAME_IOU for a, b in itertools.combinations(chosen, 2)):
+        combination = [c[i] for c, i in zip(choices, picks, strict=True)]
+        if any(iou(a.mask, b.mask) >= SAME_IOU for a, b in itertools.combinations(combination, 2)):
             continue
-        total = sum(c.score for c in chosen)
+        total = sum(c.score for c in combination)
         if best is None or total > best[0] + 1e-9:
             best = (total, picks)
     return None if best is None else list(best[1])

@@ -92,11 +92,11 @@ class SalientSegmenter:
         pieces = _split_pieces(saliency > THRESHOLD)
         if not pieces:
             return Proposal(mask, 0.0)
-        found = np.any(pieces, axis=0)
-        mask[top:bottom, left:right] = found
+        salient = np.any(pieces, axis=0)
+        mask[top:bottom, left:right] = salient
         inside = np.zeros_like(mask)
         inside[max(0, round(y0)) : max(0, round(y1)), max(0, round(x0)) : max(0, round(x1))] = True
-        return Proposal(mask & inside, float(saliency[found].mean()))
+        return Proposal(mask & inside, float(saliency[salient].mean()))
 
 
 class SaliencyNetwork:

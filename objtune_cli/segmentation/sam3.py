@@ -52,9 +52,9 @@ class Sam3(TransformersSam):
                 word, return_tensors="pt", padding="max_length", truncation=True, max_length=MAX_TOKENS
             ).to(model.device)
             outputs = model(vision_embeds=features, input_ids=text["input_ids"], attention_mask=text["attention_mask"])
-            found = processor.post_process_instance_segmentation(
+            detections = processor.post_process_instance_segmentation(
                 outputs, threshold=WORD_THRESHOLD, target_sizes=[self.rgb.shape[:2]]
             )[0]
-            masks: np.ndarray = found["masks"].cpu().numpy().astype(bool)
-            proposals += [Proposal(m, float(q)) for m, q in zip(masks, found["scores"], strict=True)]
+            masks: np.ndarray = detections["masks"].cpu().numpy().astype(bool)
+            proposals += [Proposal(m, float(q)) for m, q in zip(masks, detections["scores"], strict=True)]
         return suppress_duplicates(proposals)

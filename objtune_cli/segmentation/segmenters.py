@@ -73,8 +73,8 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
             f"`segment.sam_model` has no meaning for the segmenter {kind}", "`--segmenter auto`, sam2, sam3 or salient"
         )
     if kind in segmenter_lookup.TITLES or config.sam_model:
-        found = segmenter_lookup.find_segmenter("" if kind == "auto" else kind, config.sam_model)
-        return SegmenterChoice(found.kind, found.folder)
+        segmenter = segmenter_lookup.find_segmenter("" if kind == "auto" else kind, config.sam_model)
+        return SegmenterChoice(segmenter.kind, segmenter.folder)
     if config.sam_checkpoint:
         return SegmenterChoice("sam", Path(config.sam_checkpoint))
     if kind == "grabcut":

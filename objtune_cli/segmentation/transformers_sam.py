@@ -158,10 +158,12 @@ class TransformersImage(EmbeddedImage):
             batch = [[point] for point in points[start : start + HINTS_PER_BATCH]]
             logits, quality = self.decode(multimask=True, input_points=[batch], input_labels=[[[1]] * len(batch)])
             large = self.processor.post_process_masks(logits, [self.size], binarize=False)[0]
-            kept = images.filter_masks(large, quality[0], self.size, [0, 0, width, height], MIN_QUALITY, MIN_STABILITY)
-            masks += kept[0]
-            scores.append(kept[1])
-            boxes.append(kept[2])
+            filtered = images.filter_masks(
+                large, quality[0], self.size, [0, 0, width, height], MIN_QUALITY, MIN_STABILITY
+            )
+            masks += filtered[0]
+            scores.append(filtered[1])
+            boxes.append(filtered[2])
         if not masks:
             return []
         distinct = images.post_process_for_mask_generation(masks, torch.cat(scores), torch.cat(boxes), MAX_BOX_IOU)

@@ -51,12 +51,12 @@ def run(ctx: StageContext, config: Train, embedding: Embed, objects: int = 1) ->
     for _ in range(WARMUP_STEPS):
         trainer.train_step()
     memory.reset_peak(kind)
-    started = time.monotonic()
+    start_time = time.monotonic()
     for i in range(MEASURED_STEPS):
         ctx.report.step("dry run", i + 1, MEASURED_STEPS)
         trainer.train_step()
     _synchronize(kind)
-    step = (time.monotonic() - started) / MEASURED_STEPS
+    step = (time.monotonic() - start_time) / MEASURED_STEPS
     return {
         "base": ctx.base.id, "device": str(model.device), "precision": str(model.dtype).removeprefix("torch."), "step_mb": round(memory.peak_mb(kind)),
         "preparing_mb": round(prepared), "room_mb": round(memory.available_mb(kind)), "step_seconds": round(step, 4), "steps": config.max_steps,

@@ -76,7 +76,7 @@ class Plateau:
             "plateau.began": torch.tensor([-1 if self.decay_start is None else self.decay_start]),
         }
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a `state`."""
-        self.history, decay_start = kept["plateau.history"].tolist(), int(kept["plateau.began"])
+        self.history, decay_start = state["plateau.history"].tolist(), int(state["plateau.began"])
         self.decay_start = None if decay_start < 0 else decay_start

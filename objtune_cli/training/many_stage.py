@@ -222,15 +222,15 @@ def _train(
             except GateError as error:
                 loop.failed.append((run, error))
 
-    def publish_ended(ended: list[TrainingRun]) -> None:
+    def publish_finished(finished_runs: list[TrainingRun]) -> None:
         """Models in parallel: each samples the images of one run at a time."""
         groups: dict[int, list[TrainingRun]] = {}
-        for run in ended:
+        for run in finished_runs:
             groups.setdefault(id(run.trainer.model), []).append(run)
         with reservation.lend(loop.checkpoint_bytes()):
             ctx.run_parallel([partial(publish_group, group) for group in groups.values()])
 
-    for run, error in loop.run(publish_ended):
+    for run, error in loop.run(publish_finished):
         ctx.report.note(f"{run.plan.record.name}: {error.message}")
         outcomes[run.number] = DivergedRun(run.plan.record.name, error)
     return outcomes

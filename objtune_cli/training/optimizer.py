@@ -32,14 +32,14 @@ def pack_state(slots: Mapping[str, Any], stem: str) -> dict[str, Tensor]:
     return packed | {f"{stem}.slot.{key}": value.cpu() for key, value in slots.items() if isinstance(value, Tensor)}
 
 
-def unpack_state(kept: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
+def unpack_state(state: Mapping[str, Tensor], stem: str, device: torch.device) -> dict[str, Any]:
     """The inverse of `pack_state`; empty if nothing is stored."""
-    if f"{stem}.n" not in kept:
+    if f"{stem}.n" not in state:
         return {}
-    if f"{stem}.m" in kept:
-        step = torch.tensor(float(kept[f"{stem}.n"]), device=device)  # where the fused kernel reads it
-        return {"step": step, **{long: kept[f"{stem}.{short}"].to(device) for short, long in MOMENTS.items()}}
+    if f"{stem}.m" in state:
+        step = torch.tensor(float(state[f"{stem}.n"]), device=device)  # where the fused kernel reads it
+        return {"step": step, **{long: state[f"{stem}.{short}"].to(device) for short, long in MOMENTS.items()}}
     start = f"{stem}.slot."
-    return {"step": int(kept[f"{stem}.n"])} | {
-        key.removeprefix(start): value.to(device) for key, value in kept.items() if key.startswith(start)
+    return {"step": int(state[f"{stem}.n"])} | {
+        key.removeprefix(start): value.to(device) for key, value in state.items() if key.startswith(start)
     }

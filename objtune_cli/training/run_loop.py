@@ -65,12 +65,12 @@ class TrainingLoop:
             Stopped: A signal came; the checkpoint is saved.
         """
         while self.active:
-            ended = [run for run in self.active if run.trainer.finished]
-            if ended:
-                self.active = [run for run in self.active if run not in ended]
-                for run in ended:
+            finished_runs = [run for run in self.active if run.trainer.finished]
+            if finished_runs:
+                self.active = [run for run in self.active if run not in finished_runs]
+                for run in finished_runs:
                     run.trainer.keep_ema()
-                on_end(ended)
+                on_end(finished_runs)
                 if self.active:
                     self.save()
             else:

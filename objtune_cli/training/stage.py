@@ -213,7 +213,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
         is_resumed = _restore(ctx, run.trainer, checkpoint)
         if is_main:
             loop.reserve_disk(resumed=is_resumed)
-        for _, error in loop.run(lambda ended: None):
+        for _, error in loop.run(lambda finished_runs: None):
             raise error
         if not is_main:
             group.barrier()

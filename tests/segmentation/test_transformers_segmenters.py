@@ -201,7 +201,7 @@ def test_kinds_are_read_from_the_folder(folders: dict[str, Path], tmp_path: Path
     with pytest.raises(InputError, match=r"no readable config.json"):
         segmenter_lookup.find_segmenter("sam2", str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(InputError, match="is a clip, not SAM 2.1 or SAM 3"):
+    with pytest.raises(InputError, match="is a clip, not SAM 2.1, SAM 3 or a salient-object network"):
         segmenter_lookup.find_segmenter("", str(tmp_path))
 
 

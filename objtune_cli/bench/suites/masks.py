@@ -132,9 +132,9 @@ def _segment_and_score(
     eyes: SegmentationModels, photo: Photo, target: Target, cover: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray]:
     """The measures of one mask, and the mask (H, W) bool."""
-    started = time.monotonic()
+    start_time = time.monotonic()
     located: SegmentedObject = from_class_word.segment_objects(eyes, photo, photo.rgb, [target])[0]
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start_time
     predicted, true = located.cover > 127, cover > 127
     problem = quality_gate.rejection_reason(
         quality_gate.mask_statistics(located.cover, eyes.ctx.base.num_latent_cells) | located.metrics,

@@ -46,7 +46,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
     bench = SceneBench(ctx, out, config, find_dial(ctx), inference.load())
     groups = _select_groups(bench)
     results: dict[tuple[str, str], list[dict[str, float]]] = {(g.kind, m): [] for g in groups for m in methods}
-    started, total = time.monotonic(), len(groups) * len(methods)
+    start_time, total = time.monotonic(), len(groups) * len(methods)
     lock = Checkpoint(bench.project_context("apart").store, f"bench {config.shard.replace('/', ' of ')}")
     with lock.lock(
         "another bench is at work in this folder",
@@ -58,7 +58,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
             results[group.kind, method].append(values)
             if is_new:
                 text = "  ".join(f"{k} {v:.2f}" for k, v in values.items())
-                elapsed = time.monotonic() - started
+                elapsed = time.monotonic() - start_time
                 ctx.report.note(f"{method} on {group.name}: {text}  ({done} of {total}, {elapsed:.0f} s)")
     return [
         row for (kind, method), values in results.items() for row in statistics.table_rows(f"{kind}: {method}", values)

@@ -161,8 +161,8 @@ def _work(pipe: Connection, task: Task) -> None:
 def _build_timed(task: Task) -> "tuple[Trainer, float]":
     """A trainer, and the seconds of its preparation: augmented views and teacher predictions."""
     model = _load_model(task)
-    started = time.perf_counter()
-    return build_trainer(task, model), time.perf_counter() - started
+    start_time = time.perf_counter()
+    return build_trainer(task, model), time.perf_counter() - start_time
 
 
 def measure_live_tensors(trainer: "Trainer", steps: int) -> dict[str, float]:
@@ -198,9 +198,9 @@ class StepTimer:
         inside = getattr(owner, name)
 
         def timed(*args: Any, **named: Any) -> Any:
-            started = self._now()
+            start_time = self._now()
             out = inside(*args, **named)
-            self.spent[part] += self._now() - started
+            self.spent[part] += self._now() - start_time
             return out
 
         setattr(owner, name, timed)
@@ -218,10 +218,10 @@ class StepTimer:
 
         self.spent = dict.fromkeys(PARTS, 0.0)
         memory.reset_peak(self.trainer.model.device.type)
-        started = self._now()
+        start_time = self._now()
         for _ in range(steps):
             self.trainer.train_step()
-        step = (self._now() - started) / steps
+        step = (self._now() - start_time) / steps
         parts = {part: spent / steps for part, spent in self.spent.items()}
         parts["backward"] = step - sum(parts[p] for p in PARTS if p != "backward")
         return {

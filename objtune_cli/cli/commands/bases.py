@@ -8,14 +8,14 @@ from objtune_cli.errors import ObjtuneError
 def bases_(run: CommandRun) -> CommandResult:
     from objtune_cli.models import hub_cache, registry
 
-    found: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     for name in ("toybox", *hub_cache.HUB_REPOSITORIES):
         try:
-            found.append((name, "here", str(registry.resolve(name).folder)))
+            rows.append((name, "here", str(registry.resolve(name).folder)))
         except ObjtuneError as error:
-            found.append((name, "not here", error.hint))
+            rows.append((name, "not here", error.hint))
     if not run.options["json"]:
-        console.print_table(("base", "state", "where"), found)
+        console.print_table(("base", "state", "where"), rows)
     return CommandResult(
-        printed="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in found]}
+        printed="nothing", extra={"bases": [{"base": n, "state": s, "where": str(w)} for n, s, w in rows]}
     )

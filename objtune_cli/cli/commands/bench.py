@@ -68,14 +68,14 @@ def objects(
     from objtune_cli.bench.suites import objects as suite
     from objtune_cli.evaluation.benchmark_objects import KINDS
 
-    chosen = _parse_methods(methods, quick=quick)
+    selected_methods = _parse_methods(methods, quick=quick)
     ctx, config = resolve_bench_settings(run, num_objects=objects, prompt_kinds=prompts, seed=seed)
     config = _reduce(config, quick=quick)
     unknown = [kind for kind in config.kinds if kind not in KINDS]
     require(not unknown, f"there is no kind of prompt {', '.join(unknown)}", f"one or more of {', '.join(KINDS)}")
     _require_bench_settings(ctx, "bench.")
     suite.find_dial(ctx)
-    return print_rows(run, suite.run(_work_in(ctx, out), out, chosen, config, reuse), [out / "sheet.png"])
+    return print_rows(run, suite.run(_work_in(ctx, out), out, selected_methods, config, reuse), [out / "sheet.png"])
 
 
 def base(run: CommandRun, seed: Seed = None, quick: Quick = False, out: OutDir = OUT) -> CommandResult:
@@ -119,8 +119,8 @@ def scenes(
 ) -> CommandResult:
     from objtune_cli.bench.suites import scenes as suite
 
-    chosen = [part.strip() for part in methods.split(",")] if methods else list(suite.DEFAULT_METHODS)
-    unknown = [name for name in chosen if name not in suite.METHODS]
+    method_names = [part.strip() for part in methods.split(",")] if methods else list(suite.DEFAULT_METHODS)
+    unknown = [name for name in method_names if name not in suite.METHODS]
     require(
         not unknown,
         f"there is no way {', '.join(unknown)} to several objects",
@@ -129,7 +129,7 @@ def scenes(
     ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
     if objects is None and config.num_objects == Bench().num_objects:
         config = replace(config, num_objects=1 if quick else suite.DEFAULT_GROUPS)
-    return print_rows(run, suite.run(ctx, out, chosen, replace(config, prompt_rounds=1) if quick else config), [])
+    return print_rows(run, suite.run(ctx, out, method_names, replace(config, prompt_rounds=1) if quick else config), [])
 
 
 def place(
@@ -146,8 +146,8 @@ def place(
 ) -> CommandResult:
     from objtune_cli.bench.suites import placements as suite
 
-    chosen = [part.strip() for part in methods.split(",")] if methods else list(suite.METHODS)
-    unknown = [name for name in chosen if name not in suite.METHODS]
+    method_names = [part.strip() for part in methods.split(",")] if methods else list(suite.METHODS)
+    unknown = [name for name in method_names if name not in suite.METHODS]
     require(
         not unknown,
         f"there is no way {', '.join(unknown)} into a picture",
@@ -156,7 +156,7 @@ def place(
     ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
     if objects is None and config.num_objects == Bench().num_objects:
         config = replace(config, num_objects=1 if quick else suite.DEFAULT_OBJECTS)
-    return print_rows(run, suite.run(ctx, out, chosen, config), [])
+    return print_rows(run, suite.run(ctx, out, method_names, config), [])
 
 
 def throughput(
@@ -185,9 +185,15 @@ def dreambooth(
 ) -> CommandResult:
     from objtune_cli.bench import dreambooth_dataset
 
-    chosen = _parse_methods(methods, quick=quick)
-    drawn = [name for name, method in chosen.items() if method.photo_variant != "exact" or method.num_photos > 1]
-    require(not drawn, f"{', '.join(drawn)} changes drawn photos", "`bench dreambooth` leaves every photo as it is")
+    selected_methods = _parse_methods(methods, quick=quick)
+    with_synthetic_photos = [
+        name for name, method in selected_methods.items() if method.photo_variant != "exact" or method.num_photos > 1
+    ]
+    require(
+        not with_synthetic_photos,
+        f"{', '.join(with_synthetic_photos)} changes drawn photos",
+        "`bench dreambooth` leaves every photo as it is",
+    )
     ctx, config = resolve_unsharded(run, num_objects=objects, seed=seed)
     _require_bench_settings(ctx, "bench.", "segment.")
     count = QUICK["num_objects"] if quick else None
@@ -197,7 +203,7 @@ def dreambooth(
     subjects = dreambooth_dataset.read_subjects(folder, count, config.train_photo, live_classes)
     from objtune_cli.bench.suites import dreambooth as suite
 
-    return print_rows(run, suite.run(_work_in(ctx, out), out, subjects, chosen, config), [out / "sheet.png"])
+    return print_rows(run, suite.run(_work_in(ctx, out), out, subjects, selected_methods, config), [out / "sheet.png"])
 
 
 def masks(run: CommandRun, seed: Seed = None, quick: Quick = False) -> CommandResult:

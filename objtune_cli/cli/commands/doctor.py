@@ -49,9 +49,9 @@ def doctor(
             "a photo of the self-test needs its class word, and a mask its photo",
             "for example `--photo mug.jpg --class mug`",
         )
-    found = _run_checks(run, quick=quick, is_report=self_test)
-    code = ResourceError.code if any(check.state == "bad" for check in found) else 0
-    extra: dict[str, Any] = {"checks": [check.to_json() for check in found]}
+    results = _run_checks(run, quick=quick, is_report=self_test)
+    code = ResourceError.code if any(check.state == "bad" for check in results) else 0
+    extra: dict[str, Any] = {"checks": [check.to_json() for check in results]}
     if self_test:
         extra["self_test"], failure = _run_self_test(run, photo, class_word or "", mask, steps)
         code = failure or code
@@ -67,19 +67,19 @@ def _run_checks(run: CommandRun, *, quick: bool, is_report: bool) -> "list[Check
     from objtune_cli.doctor import checks
 
     base = run.options.get("base")
-    found = checks.run_checks(run.project(), paths.to_model(base) if base else "")
-    found += [] if quick else [checks.check_libraries(), *checks.check_devices()]
+    results = checks.run_checks(run.project(), paths.to_model(base) if base else "")
+    results += [] if quick else [checks.check_libraries(), *checks.check_devices()]
     if is_report:
         from objtune_cli.doctor.self_test_report import hide_private, private_folders
 
         private = private_folders(run.project().folder)
-        found = [checks.Check(*(hide_private(text, private) for text in astuple(check))) for check in found]
+        results = [checks.Check(*(hide_private(text, private) for text in astuple(check))) for check in results]
     if not run.options["json"]:
-        console.print_table(("what", "state", "", "remedy"), [(c.what, c.state, c.detail, c.remedy) for c in found])
-        for check in found:
+        console.print_table(("what", "state", "", "remedy"), [(c.what, c.state, c.detail, c.remedy) for c in results])
+        for check in results:
             if check.state == "bad":
                 run.report.note(f"bad: {check.what}: {check.detail}")
-    return found
+    return results
 
 
 def _run_self_test(

@@ -69,9 +69,9 @@ def evaluate(
                 "--scene needs --clip or --dino",
                 "the toybox's evaluator uses every background of its world",
             )
-            found = stage.score_on_toybox(ctx, subject, find_dial(ctx), n, config.seed)
+            evaluation = stage.score_on_toybox(ctx, subject, find_dial(ctx), n, config.seed)
         else:
-            found = _papers(
+            evaluation = _papers(
                 ctx,
                 subject,
                 paths.to_model(clip or config.clip_model),
@@ -79,7 +79,7 @@ def evaluate(
                 scene,
                 n,
             )
-        rows += statistics.table_rows(subject.name, [found])
+        rows += statistics.table_rows(subject.name, [evaluation])
     return print_rows(run, rows, [])
 
 

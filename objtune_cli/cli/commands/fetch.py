@@ -47,13 +47,13 @@ def fetch(
         "--base-only and --with-metrics cannot be combined with each other or with --model",
         "give one of them",
     )
-    brought = (
+    downloads = (
         [stage.fetch_model(model, run.report, run.stop.stop_signal)]
         if model
         else stage.fetch_base(name, run.report, run.stop.stop_signal, base_only=base_only, with_metrics=with_metrics)
     )
     if not run.options["json"]:
-        console.print_lines([brought[0].folder])
-    first, *others = ({**asdict(each), "folder": str(each.folder)} for each in brought)
+        console.print_lines([downloads[0].folder])
+    first, *others = ({**asdict(each), "folder": str(each.folder)} for each in downloads)
     others = [{key: each[key] for key in OTHER_KEYS} for each in others]
     return CommandResult(printed="nothing", extra={**first, "others": others})

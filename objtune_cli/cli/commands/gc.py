@@ -29,8 +29,8 @@ def gc(
         if not dry_run:
             removal.remove(store, gone)
             garbage.delete(store, rest)
-    said = "would free" if dry_run else "freed"
-    run.report.note(f"{said} {size / 1e6:.1f} MB: {len(gone)} artifacts, {len(rest)} leftovers")
+    action = "would free" if dry_run else "freed"
+    run.report.note(f"{action} {size / 1e6:.1f} MB: {len(gone)} artifacts, {len(rest)} leftovers")
     names = [entry.key.rstrip("/") for entry in rest]
     if not run.options["json"]:
         console.print_lines([*gone, *names])

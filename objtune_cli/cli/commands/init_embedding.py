@@ -29,9 +29,9 @@ def init_embedding(
 ) -> CommandResult:
     from objtune_cli.embedding import stage
 
-    given = read_refs(ref)
+    texts = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Embed, init=init, num_vectors=vectors)
-    found = [ctx.store.find(text, ("mask",)) for text in given]
-    groups = [found] if together else [[mask] for mask in found]
-    return CommandResult([stage.run(ctx, masks, config) for masks in groups])
+    mask_refs = [ctx.store.find(text, ("mask",)) for text in texts]
+    groups = [mask_refs] if together else [[mask_ref] for mask_ref in mask_refs]
+    return CommandResult([stage.run(ctx, group, config) for group in groups])

@@ -21,7 +21,7 @@ def list_(
     store = run.project().store
     require(not kind or kind in KINDS, f"there is no kind {kind}", f"one of {', '.join(KINDS)}")
     headers = header_index.list_headers(store, kind or "")
-    found = list(headers) if run.options["json"] else []
+    listed_headers = list(headers) if run.options["json"] else []
     if not run.options["json"]:
         rows = ((each.ref, each.class_word, each.base, " ".join(each.inputs)) for each in headers)
         console.print_rows(("ref", "class", "base", "from"), rows)
@@ -30,9 +30,9 @@ def list_(
         run.report.note(
             f"unfinished: adapter/{each['adapter']} at step {each['step']} of {each['total']}; its command resumes it, and `objtune gc` deletes it after {AGE}"
         )
-    listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base} for r in found]
+    listed = [{"ref": str(r.ref), "class": r.class_word, "base": r.base} for r in listed_headers]
     return CommandResult(
-        [StageResult(r.ref, True) for r in found],
+        [StageResult(r.ref, True) for r in listed_headers],
         printed="nothing",
         extra={"artifacts": listed} | ({"unfinished": left} if left else {}),
     )

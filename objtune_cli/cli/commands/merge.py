@@ -50,10 +50,10 @@ def merge(
 ) -> CommandResult:
     from objtune_cli.interchange import merge as stage
 
-    given = read_refs(ref)
+    texts = read_refs(ref)
     ctx = run.context(create=False)
     config = ctx.settings.resolve(Merge, method=method, rank=rank, density=density)
-    return CommandResult([stage.run(ctx, [_weighted(ctx.store, text) for text in given], name, config)])
+    return CommandResult([stage.run(ctx, [_weighted(ctx.store, text) for text in texts], name, config)])
 
 
 def _weighted(store: "Store", text: str) -> "tuple[Ref, float]":
@@ -64,10 +64,10 @@ def _weighted(store: "Store", text: str) -> "tuple[Ref, float]":
     """
     import math
 
-    what, equals, said = text.partition("=")
+    what, equals, weight_text = text.partition("=")
     try:
-        weight = float(said) if equals else 1.0
+        weight = float(weight_text) if equals else 1.0
     except ValueError:
         weight = math.nan
-    require(math.isfinite(weight), f"the weight of {what} is {said!r}", f"a number, for example `{what}=0.8`")
+    require(math.isfinite(weight), f"the weight of {what} is {weight_text!r}", f"a number, for example `{what}=0.8`")
     return store.find(what, ("adapter",)), weight

@@ -22,9 +22,9 @@ def rm(
     from objtune_cli.store import removal
 
     project = run.project()
-    given = read_refs(ref)
+    texts = read_refs(ref)
     with project.lock(alone=True):
-        gone = list(dict.fromkeys(project.store.find(text) for text in given))
+        gone = list(dict.fromkeys(project.store.find(text) for text in texts))
         removal.remove(project.store, gone, force=force)
     if not run.options["json"]:
         console.print_lines(gone)

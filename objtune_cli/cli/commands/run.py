@@ -76,19 +76,19 @@ def run_(
     plan = job_plan.make_plan(listed, machine.slots, together or machine.batch_limit(part is not None), part)
     if machine.on_ray:
         _connect(run, project, listed, jobs)
-    chosen = {job.label for batch in plan.batches for job in batch.jobs}
-    progress = JobProgress(run.report, len(chosen), job_results.RunFile(project.local_folder / _run_file(part)))
+    labels = {job.label for batch in plan.batches for job in batch.jobs}
+    progress = JobProgress(run.report, len(labels), job_results.RunFile(project.local_folder / _run_file(part)))
     progress.announce(plan)
     results = _work(run, project, plan, machine, progress)
-    ended = [results[job.label] for job in listed if job.label in chosen]
-    code = job_results.exit_code(ended)
+    part_results = [results[job.label] for job in listed if job.label in labels]
+    code = job_results.exit_code(part_results)
     if not run.options["json"]:
-        _print_jobs(ended)
+        _print_jobs(part_results)
     if code:
-        failed = sum(bool(result.code) for result in ended)
-        run.report.note(f"{failed} of {len(ended)} jobs failed; the same command runs only the rest")
-    images = [Path(path) for result in ended for path in result.images]
-    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in ended]}, code=code)
+        failed = sum(bool(result.code) for result in part_results)
+        run.report.note(f"{failed} of {len(part_results)} jobs failed; the same command runs only the rest")
+    images = [Path(path) for result in part_results for path in result.images]
+    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in part_results]}, code=code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,23 +13,23 @@ def show(run: CommandRun, ref: AnyRefs = None) -> CommandResult:
     from objtune_cli.workflow.context import StageResult
 
     store = run.project().store
-    found = [store.find(text) for text in read_refs(ref)]
-    records = [store.read_record(each) for each in found]
-    images = [store.list_images(each) for each in found]
+    refs = [store.find(text) for text in read_refs(ref)]
+    records = [store.read_record(each) for each in refs]
+    images = [store.list_images(each) for each in refs]
     if not run.options["json"]:
         rows: list[tuple[str, Any]] = []
-        for each, record, here in zip(found, records, images, strict=True):
+        for each, record, here in zip(refs, records, images, strict=True):
             rows += [("ref", each), ("path", store.locate(each)), ("class", record.class_word)]
             rows += [*_flat(asdict(record)), *(("picture", store.backend.locate_path(p)) for p in here)]
         console.print_table(("key", "value"), rows)
         if images[-1]:
             run.progress.show_image(images[-1][-1])
-    alone = {"artifact": asdict(records[0]), "path": store.locate(found[0])} if len(found) == 1 else {}
+    single = {"artifact": asdict(records[0]), "path": store.locate(refs[0])} if len(refs) == 1 else {}
     return CommandResult(
-        [StageResult(each, True) for each in found],
+        [StageResult(each, True) for each in refs],
         printed="nothing",
         images=[p for here in images for p in here],
-        extra={"artifacts": [asdict(record) for record in records], **alone},
+        extra={"artifacts": [asdict(record) for record in records], **single},
     )
 
 

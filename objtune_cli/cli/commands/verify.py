@@ -15,19 +15,19 @@ def verify(run: CommandRun) -> CommandResult:
 
     store = run.project().store
     bad: list[ObjtuneError] = []
-    found: dict[Ref, str] = {}
+    digests: dict[Ref, str] = {}
     records: list[Record] = []
     every = store.list()
     for ref in every:
         try:
-            record, found[ref] = store.verify(ref)
+            record, digests[ref] = store.verify(ref)
             records.append(record)
         except ObjtuneError as error:
             bad.append(error)
     for record in records:
-        for given in record.inputs.values():
+        for recorded_input in record.inputs.values():
             try:
-                _check_input(store, record.ref, given["ref"], given["sha256"], found)
+                _check_input(store, record.ref, recorded_input["ref"], recorded_input["sha256"], digests)
             except ObjtuneError as error:
                 bad.append(error)
     if bad:
@@ -44,7 +44,7 @@ def verify(run: CommandRun) -> CommandResult:
     return CommandResult(printed="nothing", extra={"artifacts": len(every), "without_digest": bare})
 
 
-def _check_input(store: "Store", ref: "Ref", source: str, digest: str, found: "dict[Ref, str]") -> None:
+def _check_input(store: "Store", ref: "Ref", source: str, digest: str, digests: "dict[Ref, str]") -> None:
     """That an input is the file that was recorded, or was removed as that file; one that is not here says nothing."""
     from objtune_cli.store import refs
 
@@ -52,7 +52,7 @@ def _check_input(store: "Store", ref: "Ref", source: str, digest: str, found: "d
         return
     wanted = refs.parse(source)
     gone = store.read_tombstone(wanted)
-    have = found.get(wanted) or (gone and gone["sha256"])
+    have = digests.get(wanted) or (gone and gone["sha256"])
     if have and have != digest:
         raise DamagedError(
             f"{store.locate(wanted)} is not the file that {ref} was made from",

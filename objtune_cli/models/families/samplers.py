@@ -124,8 +124,8 @@ def make_flow_sampler(scheduler: Any, name: str, title: str) -> Any:
     _check_scipy(name, sampler, schedule)
     kind, config = getattr(diffusers, sampler.flow), scheduler.config
     if sampler.flow.startswith("FlowMatch"):
-        known = set(signature(kind.__init__).parameters)
-        own = {key: value for key, value in config.items() if key in known}
+        parameters = set(signature(kind.__init__).parameters)
+        own = {key: value for key, value in config.items() if key in parameters}
         return kind(**own | _schedule_options(schedule))
     return kind(
         num_train_timesteps=config.num_train_timesteps, prediction_type="flow_prediction", use_flow_sigmas=True,

@@ -55,8 +55,8 @@ def train_for(unet, losses, preset: Preset, seconds: float, clock: Clock) -> int
     optimizer = optimizers.build(plan.optimizer, params, plan.lr, weight_decay=0.01)
     average = [p.detach().clone() for p in params]
     unet.train()
-    started, step = clock(), 0
-    while (spent := (clock() - started) / seconds) < 1:
+    start_time, step = clock(), 0
+    while (spent := (clock() - start_time) / seconds) < 1:
         falling = 0.01 + 0.99 * min(1.0, (1 - spent) / DECAY)
         rate = preset.denoiser_lr * min(1.0, (step + 1) / WARMUP) * falling
         advance(plan, step, rate, losses, params, optimizer, average)

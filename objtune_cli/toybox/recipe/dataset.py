@@ -79,7 +79,7 @@ def load_or_render(work: Path, preset: Preset, processes: int = 2) -> ToyboxData
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shards = -(-preset.pictures // SHARD)
-        started = time.monotonic()
+        start_time = time.monotonic()
         parts = map_shards(draw_shard, preset, shards, processes)
         np.save(folder / "pictures.npy", np.concatenate([p[0] for p in parts]))
         np.save(folder / "masks.npy", np.concatenate([p[1] for p in parts]))
@@ -87,7 +87,7 @@ def load_or_render(work: Path, preset: Preset, processes: int = 2) -> ToyboxData
         partial = done.with_suffix(".partial")
         partial.write_text(json.dumps([text for p in parts for text in p[2]]))
         partial.replace(done)
-        print(f"data: {shards * SHARD} pictures in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"data: {shards * SHARD} pictures in {time.monotonic() - start_time:.0f} s", flush=True)
     return ToyboxDataset(
         pictures=np.load(folder / "pictures.npy", mmap_mode="r"),
         masks=np.load(folder / "masks.npy"),

@@ -80,7 +80,7 @@ def fit(
     average = [p.detach().clone() for p in params]
     step = _resume(state_file, network, params, optimizer, average)
     network.train()
-    started = saved = sampled = time.monotonic()
+    start_time = saved = sampled = time.monotonic()
     first = step
     recent: dict[str, float] = {}
     while step < plan.steps:
@@ -90,7 +90,7 @@ def fit(
             number = float(value.detach())
             recent[name] = 0.98 * recent.get(name, number) + 0.02 * number
         if step % 100 == 0:
-            pace = (time.monotonic() - started) / (step - first)
+            pace = (time.monotonic() - start_time) / (step - first)
             summary = "  ".join(f"{name} {value:.4f}" for name, value in recent.items())
             print(f"{part} {step}/{plan.steps}  {summary}  {pace:.3f} s/step", flush=True)
         if time.monotonic() - saved > plan.save_every or step == plan.steps:
