@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 FAULTS := tests/faults tests/training/test_resume.py tests/e2e/test_reuse.py tests/store/test_migrations.py \
-	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py
+	tests/cli/test_contract.py tests/cli/test_start.py tests/test_architecture.py \
+	tests/store/test_backend.py tests/store/test_object_storage.py tests/store/test_atomic_files.py tests/store/test_header_index.py
 
 QUICK := tests/test_architecture.py tests/test_paths.py tests/config tests/numerics tests/store tests/images \
 	tests/docs/test_pages.py tests/docs/test_schemas.py tests/docs/test_project_files.py

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import re
 import signal
 import time
@@ -92,6 +93,45 @@ def test_t2_many_writers_of_one_name(
     )
 
 
+def publish_until_killed(address: str, environment: dict[str, str], writer: int, has_begun: Any) -> None:
+    """Publish artifacts of 1 MB without end."""
+    os.environ.update(environment)
+    store = Store(Remote(address))
+    while True:
+        store.create(REX, {"x": np.full(1 << 20, writer, np.uint8)})
+        has_begun.set()
+
+
+@sized(None, 64)
+def test_t4_killed_writers_in_a_bucket(size: int, server: Server, address: str, say: Say) -> None:
+    rng, context, began, killed = random.Random(1), multiprocessing.get_context("spawn"), time.monotonic(), 0
+    while killed < size:
+        begun = [context.Event() for _ in range(8)]
+        writers = [
+            context.Process(target=publish_until_killed, args=(address, server.environment, i, begun[i]))
+            for i in range(8)
+        ]
+        for each in writers:
+            each.start()
+        assert all(each.wait(120) for each in begun)
+        for each in writers:
+            time.sleep(rng.uniform(0, 0.2))
+            each.kill()
+            each.join()
+            killed += each.exitcode == -signal.SIGKILL
+    store = Store(Remote(address))
+    versions = [ref.version for ref in store.list()]
+    assert len(versions) > size and versions == list(range(1, len(versions) + 1))
+    for version in versions:
+        values = store.read(Ref("mask", "rex", version))[1]["x"]  # checked against its digest
+        assert len(values) == 1 << 20 and len(set(values[:: 1 << 12].tolist())) == 1
+    others = [entry.key for entry in store.backend.list("", deep=True) if not entry.key.startswith("artifacts/")]
+    assert all(key.startswith(".objtune/check/") for key in others)
+    say(
+        f"T4  {killed} SIGKILL into 8 writers of a bucket: {len(versions)} artifacts of 1 MB, contiguous, 0 torn, {len(others)} other objects left, {time.monotonic() - began:.0f} s"
+    )
+
+
 def lose_first(line: str, count: int) -> str:
     return "lose" if line.startswith("PUT") and count == 1 else ""
 
@@ -104,41 +144,63 @@ FAULTS = {
     "first reply of each PUT is lost": lose_first,
     "409 at first": refuse("409", 1),
     "503 five times": refuse("503", 5),
-    "half a second of silence": lambda line, count: "silent 0.5" if line.startswith("PUT") and count == 1 else "",
     "cut in the body": lambda line, count: "cut" if line.startswith("PUT") and count == 1 else "",
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_t5_faults_of_the_network_lose_and_double_nothing(
-    fault: str, server: Server, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage_client, "FIRST_PAUSE", 0.01)
-    with faulty_proxy(server, FAULTS[fault]) as endpoint:
+def check_fault(fault: object_storage.Fault, size: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Publish through a faulty network, and find each artifact once; seconds that it took."""
+    address, began = f"s3://objtune-test/{uuid.uuid4().hex}", time.monotonic()
+    with faulty_proxy(server, fault) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         store = Store(Remote(address))
         with ThreadPoolExecutor(4) as pool:
-            refs = list(pool.map(lambda i: store.create(REX, {"x": np.array([i])}), range(8)))
+            refs = list(pool.map(lambda i: store.create(REX, {"x": np.array([i])}), range(size)))
         equal = store.create(replace(REX, config={"edge": 1}), DATA, accepts=lambda record: True)
         assert store.create(replace(REX, config={"edge": 1}), DATA, accepts=lambda record: True) == equal
+    seconds = time.monotonic() - began
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     store = Store(Remote(address))
-    assert sorted(ref.version for ref in refs) == list(range(1, 9)) and equal.version == 9
-    assert [ref.version for ref in store.list()] == list(range(1, 10))
-    assert [store.read(ref)[1]["x"].tolist() for ref in refs] == [[i] for i in range(8)]
+    assert sorted(ref.version for ref in refs) == list(range(1, size + 1)) and equal.version == size + 1
+    assert [ref.version for ref in store.list()] == list(range(1, size + 2))
+    assert [store.read(ref)[1]["x"].tolist() for ref in refs] == [[i] for i in range(size)]
+    return seconds
 
 
+@sized(4, 60)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.usefixtures("address")
+def test_t5_faults_of_the_network_lose_and_double_nothing(
+    fault: str, size: int, server: Server, monkeypatch: pytest.MonkeyPatch, say: Say
+) -> None:
+    if size < 9:
+        monkeypatch.setattr(storage_client, "FIRST_PAUSE", 0.01)
+    seconds = check_fault(FAULTS[fault], size, server, monkeypatch)
+    say(f"T5  {fault}: {size} publishes in 4 threads, 0 lost, 0 doubled, {seconds:.1f} s")
+
+
+def silent_once(line: str, count: int) -> str:
+    return "silent 10" if line.startswith("PUT") and "/v001" in line and count == 1 else ""
+
+
+@sized(None, 8)
+@pytest.mark.usefixtures("address")
+def test_t5_ten_seconds_of_silence(size: int, server: Server, monkeypatch: pytest.MonkeyPatch, say: Say) -> None:
+    seconds = check_fault(silent_once, size, server, monkeypatch)
+    say(f"T5  ten seconds of silence: {size} publishes in 4 threads, 0 lost, 0 doubled, {seconds:.1f} s")
+
+
+@pytest.mark.parametrize("name", ["list", "init", "verify"])
 def test_t5_a_storage_that_stays_away_is_said_in_one_line(
-    address: str, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    name: str, address: str, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setattr(storage_client, "MAX_RETRIES", 1)
-    for command in (("list",), ("init",), ("verify",)):
-        done = cli(*command, "--project", f"{address}/{command[0]}")
-        assert (done.code, done.out) == (7, ""), done.err
-        first, second = done.err.splitlines()
-        assert first.startswith(f"error: {address}/{command[0]}") and "the storage does not answer" in first
-        assert "check the connection" in second
+    done = cli(name, "--project", address)
+    assert (done.code, done.out) == (7, ""), done.err
+    first, second = done.err.splitlines()
+    assert first.startswith(f"error: {address}") and "the storage does not answer" in first
+    assert "check the connection" in second
 
 
 def test_a_bucket_that_is_not_there_or_refuses_is_said(
@@ -252,11 +314,14 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
     assert said[0].code == 143, said[0].err
     said += [cli(*train, "--verbose"), cli(*draw, "--json"), cli("list"), cli("show", "adapter/dog"), cli("verify")]
     said += [cli("export", "dog", "--format", "diffusers", "--out", "exported"), cli("gc", "--older-than", "0d")]
-    assert [each.code for each in said[1:]] == [0] * 7, [each.err for each in said]
+    said += [cli(*draw, "--out", "drawn")]
+    assert [each.code for each in said[1:]] == [0] * 8, [each.err for each in said]
     assert "goes on at step 2 of 4" in said[1].err
     document = json.loads(said[2].out)
     image = f"{address}/artifacts/scene/dog/v001/001.png"
     assert document["images"] == [image] and document["refs"][0]["path"] == image.replace("/001.png", ".safetensors")
+    drawn = [Path(line).read_bytes() for line in said[8].out.splitlines()]
+    assert drawn == [open_remote(address).read("artifacts/scene/dog/v001/001.png")]
     remote, local = files(open_remote(address)), files(Local(project))
     wanted = {key for key in local if key.startswith(("artifacts/", "objtune.toml"))}
     assert {key: remote.get(key) for key in wanted} == {key: local[key] for key in wanted}
@@ -278,3 +343,54 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
 def test_what_needs_a_folder_is_refused_by_name(address: str, cli: Callable[..., Any]) -> None:
     done = cli("bench", "speed", "--project", address)
     assert done.code == 2 and "`bench` needs a project in a folder" in done.err, done.err
+
+
+@sized(None, 1)
+@pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+@pytest.mark.parametrize("other", ["goes on", "has finished"])
+def test_t7_a_process_that_wakes_after_another_one(
+    other: str,
+    size: int,
+    cli: Callable[..., Any],
+    base: Path,
+    dog_photo: Path,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    say: Say,
+) -> None:
+    """In a bucket, without locks: a process stops within a step; the same command runs elsewhere; the first one wakes."""
+    from objtune_cli.training import multi_trainer, run_loop
+
+    write_settings(base, max_steps=6)
+    command = ("train", dog_photo, "--class", "dog", *UNSCORED)
+    assert cli(*command).code == 0
+    address = f"memory://{uuid.uuid4().hex}"
+    open_remote(address).create("objtune.toml", [Path("objtune.toml").read_bytes()])
+    monkeypatch.setenv("OBJTUNE_PROJECT", address)
+    monkeypatch.setattr(run_loop, "SAVE_INTERVAL", 0)
+    whole, inner = multi_trainer.train_step, list[Any]()
+
+    def step(trainers: Any) -> Any:
+        failed = whole(trainers)
+        if trainers[0].step == 3 and not inner:
+            inner.append(None)
+            inner[0] = cli(*command)
+        elif inner == [None] and trainers[0].step == 5 and other == "goes on":
+            signal.raise_signal(signal.SIGTERM)
+        return failed
+
+    monkeypatch.setattr(multi_trainer, "train_step", step)
+    outer = cli(*command)
+    if other == "goes on":
+        assert inner[0].code == 143 and outer.code == 8, (inner, outer)
+        assert "another process went on with exactly this training" in outer.err
+        monkeypatch.setattr(multi_trainer, "train_step", whole)
+        again = cli(*command)
+        assert again.code == 0 and "goes on at step 5 of 6" in again.err
+    else:
+        assert inner[0].code == 0 and outer.code == 0 and outer.out == "adapter/dog@1\n", (inner, outer)
+    key = "artifacts/adapter/dog/v001.safetensors"
+    assert open_remote(address).read(key) == Local(project).read(key)
+    assert [entry.key for entry in open_remote(address).list("artifacts/adapter/", deep=True)] == [key]
+    code = "exit 8 at its next save" if other == "goes on" else "the finished work reused"
+    say(f"T7  a stopped process wakes after another one {other}: {code}; adapter bytes as of an unbroken run")

@@ -1,7 +1,9 @@
 """A real S3 server on this machine (SeaweedFS), and a proxy in front of it that loses, refuses, delays and cuts."""
 
+import ctypes
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -91,7 +93,7 @@ def serve(program: Path, folder: Path) -> Iterator[Server]:
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 'keys.json'}",
     ]  # fmt: skip
     with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, preexec_fn=_end_with_parent)
     server = Server(f"http://127.0.0.1:{s3}", f"http://127.0.0.1:{filer}")
     try:
         _wait(server, process, folder / "log.txt")
@@ -99,6 +101,12 @@ def serve(program: Path, folder: Path) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when the tests are killed (PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
