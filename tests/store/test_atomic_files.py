@@ -339,3 +339,20 @@ def test_files_are_old_by_the_clock_of_the_disk(store: Store, monkeypatch: pytes
     month = 30 * 24 * 3600
     monkeypatch.setattr(time, "time", lambda now=time.time: now() + month)
     assert abs(store.backend.now() - time.time() + month) < 60
+
+
+@pytest.mark.parametrize("file", ["/proc/self/ns/pid", "/proc/sys/kernel/random/boot_id"])
+def test_machines_and_containers_of_one_name_are_told_apart(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A living writer elsewhere has a process id that is nobody's here: its file stays."""
+    if not Path(file).exists():
+        pytest.skip("Linux alone has these files")
+    own, readlink, read_text = temp_files._host(), Path.readlink, Path.read_text
+    monkeypatch.setattr(Path, "readlink", lambda path: Path("other") if str(path) == file else readlink(path))
+    monkeypatch.setattr(Path, "read_text", lambda path: "other" if str(path) == file else read_text(path))
+    theirs = tmp_path / f"{temp_files._host()}.999999999.{'a' * 32}"
+    dead = tmp_path / f"{own}.999999999.{'b' * 32}"
+    theirs.touch()
+    dead.touch()
+    assert temp_files.clean(tmp_path) == [dead] and theirs.exists()
