@@ -77,7 +77,7 @@ def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict
             raise Stopped(
                 ctx.stopped(),
                 f"stopped during {label}; finished objects are kept",
-                "the same command goes on from there",
+                "the same command resumes from there",
             )
         out.seek(0), errors.seek(0)
         text = out.read().decode(errors="replace")

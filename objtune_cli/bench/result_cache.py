@@ -100,9 +100,7 @@ def measure_all(
         Stopped: A signal came.
     """
     results: dict[str, list[Row]] = {name: [] for name in plan}
-    with Checkpoint(ctx.store, "bench").lock(
-        "another bench is at work in this folder", "wait for it, or give another --out"
-    ):
+    with Checkpoint(ctx.store, "bench").lock("another bench runs in this folder", "wait for it, or give another --out"):
         try:
             for case in cases:
                 for name, method in plan.items():

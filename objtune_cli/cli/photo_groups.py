@@ -57,7 +57,7 @@ def _expand_folder(photo: Path | str, options: Mapping[str, Any], note: Callable
     hints = [PHOTO_PARAMETERS[key] for key in HINTS if options.get(key)]
     require(
         len(paths) == 1 or not hints,
-        f"{', '.join(hints)} behind {photo}, which holds {len(paths)} photos",
+        f"{', '.join(hints)} behind {photo}, which has {len(paths)} photos",
         "a hint is of one photo: name the photos one by one, each followed by its hints",
     )
     shared = {"select": options.get("select")}

@@ -105,7 +105,7 @@ def read_file(file: Path) -> dict[str, list[Box]]:
         InputError: The file cannot be read, or a value has another type.
         UsageError: See `parse_place`.
     """
-    form = 'one line an object: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`'
+    form = 'one line for each object: `rex = "left"` or `cup = [0.55, 0.4, 0.95, 0.9]`'
     try:
         table = toml_files.read(file, form)
     except FileNotFoundError:

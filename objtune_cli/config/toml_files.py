@@ -74,7 +74,7 @@ def _from_json(text: str, file: Path, form: str, error: type[ObjtuneError]) -> d
         names = [name for name, _ in pairs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise error(f"{file}: the key {twice} stands twice", "keep one of them")
+            raise error(f"{file}: the key {twice} appears twice", "keep one of them")
         return dict(pairs)
 
     try:
@@ -97,13 +97,13 @@ def _remedy(text: str, failure: str) -> str:
     if hint := _quotes(line):
         return hint
     if "Cannot overwrite a value" in failure:
-        return f"{key} stands twice in one table: keep one of them, or begin a table of its own for each"
+        return f"{key} appears twice in one table: keep one of them, or start a separate table for each"
     if re.search(r"Cannot (?:declare|mutate)|more than once", failure) and line.startswith("["):
         name = line.strip("[] ")
         return (
             f"begin each of several tables with two brackets: `[[{name}]]`"
             if not line.startswith("[[")
-            else f"{name} stands twice in two forms: keep one"
+            else f"{name} appears twice in two forms: keep one"
         )
     if "\\" in value and value.startswith('"'):
         return f"write Windows paths with / or in single quotes: `{key} = '{value.strip(chr(34))}'`"

@@ -90,7 +90,12 @@ def check_devices() -> list[Check]:
         results.append(_check_device("mps", "Apple GPU"))
     if len(results) == 1:
         results.append(
-            Check("gpu", "missing", "none that torch sees", "the toybox needs none; Stable Diffusion bases want one")
+            Check(
+                "gpu",
+                "missing",
+                "torch finds none",
+                "the toybox needs none; Stable Diffusion bases are slow without one",
+            )
         )
     return results
 
@@ -140,7 +145,7 @@ def _check_segmenter(base: BaseSpec | None, needed: needed_models.NeededModel, c
     best = segmenter_lookup.find_best()
     if best is not None:
         return Check("segmenter", "ok", f"{best.label}: {best.folder}")
-    detail = f"{needed.repository} is not on this machine; the embedded one knows drawings"
+    detail = f"{needed.repository} is not on this machine; the embedded one knows only drawings"
     return Check("segmenter", "missing", detail, command)
 
 
@@ -161,12 +166,12 @@ def _check_memory() -> Check:
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
         free, total = kilobytes["MemAvailable"] / 1e6, kilobytes["MemTotal"] / 1e6
     except (OSError, KeyError, ValueError, IndexError):
-        return Check("memory", "ok", "this system does not say")
+        return Check("memory", "ok", "not reported by this system")
     return Check(
         "memory",
         "ok" if free > MIN_FREE_GB else "bad",
         f"{free:.1f} GB free of {total:.1f}",
-        "" if free > MIN_FREE_GB else "end other programs",
+        "" if free > MIN_FREE_GB else "close other programs",
     )
 
 
@@ -177,7 +182,7 @@ def _check_disk(folder: Path) -> Check:
         "disk",
         "ok" if free > MIN_FREE_GB else "bad",
         f"{free:.1f} GB free at {folder}",
-        "" if free > MIN_FREE_GB else "`objtune gc` frees what nothing needs",
+        "" if free > MIN_FREE_GB else "`objtune gc` deletes what nothing uses",
     )
 
 
@@ -239,7 +244,7 @@ def _check_writable(project: Project) -> Check:
 def _check_store(project: Project) -> list[Check]:
     """Whether there is a project, may be written, and every header can be read; `verify` reads every byte."""
     if not project.settings.exists():
-        return [Check("project", "missing", f"{project.location} is none yet", "objtune init")]
+        return [Check("project", "missing", f"{project.location} is not a project yet", "objtune init")]
     results = [_check_writable(project)]
     every = project.store.list()
     broken = []
@@ -248,14 +253,14 @@ def _check_store(project: Project) -> list[Check]:
             project.store.read_record(ref)
         except ObjtuneError as error:
             broken.append(error)
-    detail = broken[0].message if broken else f"{len(every)} artifacts, every header sound"
+    detail = broken[0].message if broken else f"{len(every)} artifacts, all headers valid"
     results.append(Check("store", "bad" if broken else "ok", detail, broken[0].hint if broken else ""))
     left = garbage.find_garbage(project.store, 0)
     results.append(
         Check(
             "leftovers",
             "missing" if left else "ok",
-            f"{len(left)} files of killed writers",
+            f"{len(left)} files of killed commands",
             "objtune gc" if left else "",
         )
     )

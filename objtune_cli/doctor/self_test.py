@@ -293,7 +293,7 @@ def _measured(step: SelfTestStep, kind: str, hide: Callable[[str], str]) -> Iter
         yield
         step.state = "ok"
     except Stopped as stopped:
-        raise Stopped(stopped.code - 128, "stopped during the self-test", "the same command starts it anew") from None
+        raise Stopped(stopped.code - 128, "stopped during the self-test", "the same command starts it again") from None
     except ObjtuneError as error:
         step.state, step.code = "failed", error.code
         step.message, step.hint = (hide(text) for text in (error.message, error.hint))

@@ -26,7 +26,7 @@ def run(ctx: StageContext, masks: Sequence[Ref], config: Embed) -> StageResult:
     """
     if not any(config.weights):
         raise UsageError(
-            "all parts of the prototype weigh nothing",
+            "all weights of the prototype are 0",
             "set one of init-embedding.image_weight, object and word above 0",
         )
     config = _resolve_init(ctx, config)
@@ -112,12 +112,14 @@ def to_photo_tensors(artifact: MaskArtifact) -> tuple[Any, Any]:
 def _resolve_init(ctx: StageContext, config: Embed) -> Embed:
     if config.init == "prototype" and ctx.base.clip_path is None:
         raise ResourceError(
-            f"the base {ctx.base.id} has no image tower for a prototype",
-            "`--set clip_model=…` says where its CLIP lies (hub id, folder or file); or use `--init class`",
+            f"the base {ctx.base.id} has no CLIP vision encoder for a prototype",
+            "give its CLIP with `--set clip_model=…` (hub id, folder or file); or use `--init class`",
         )
     if config.init != "auto":
         return config
     if ctx.base.clip_path is None:
-        ctx.report.note(f"the base {ctx.base.id} has no image tower (clip/): the token starts at the class word")
+        ctx.report.note(
+            f"the base {ctx.base.id} has no CLIP vision encoder (clip/): the token starts at the class word"
+        )
         return replace(config, init="class")
     return replace(config, init="prototype")

@@ -56,7 +56,7 @@ def load_models(ctx: StageContext, config: Bench) -> MetricModels:
         if config.dino_model != features.DINO:
             raise
         ctx.report.note(
-            f"{features.DINO} is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model {features.DINO}` brings it"
+            f"{features.DINO} is not on this machine: no DINO, and diversity by CLIP; `objtune fetch --model {features.DINO}` downloads it"
         )
         dino = None
     return MetricModels(

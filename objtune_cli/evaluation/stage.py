@@ -56,7 +56,7 @@ def load_subject(ctx: StageContext, ref: Ref, name: str | None = None) -> Traine
     """Load a trained object and the photos that it was learned from.
 
     Raises:
-        InputError: The adapter holds several objects and no `name` is given, it does not hold `name`, or its photo is not known.
+        InputError: The adapter contains several objects and no `name` is given, it has no object `name`, or its photo is not known.
     """
     record = ctx.store.read_record(ref)
     ctx.check_base(record, for_images=True)

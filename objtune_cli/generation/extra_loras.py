@@ -291,7 +291,7 @@ def _refuse_pickle(file: ImportFile) -> ImportFile:
     """
     if not import_sources.is_safetensors(file.data) and file.path.suffix.lower() in import_sources.PICKLE_SUFFIXES:
         raise InputError(
-            f"{file.what} is a pickle, a kind of file that can hold programs",
+            f"{file.what} is a pickle, which can run code when it is loaded",
             "get it as .safetensors, or read it with `objtune import --allow-pickle`",
         )
     return file

@@ -55,7 +55,7 @@ OTHER_SUFFIXES = (
 """Suffixes of other images and videos; an argument with one of them is a file, not a ref."""
 
 _EXPORT = "export it as PNG or JPEG"
-_FRAME = "save the frame you want as PNG or JPEG"
+_FRAME = "save one frame as PNG or JPEG"
 _DEVELOP = "develop it in a photo program and export it as JPEG or PNG"
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", _EXPORT),

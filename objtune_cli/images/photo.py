@@ -83,9 +83,7 @@ def read(path: Path) -> Photo:
     with translate_errors(path):
         decoded = decode(path, data, notes)
         if decoded.image.mode in ("F", "I"):
-            raise InputError(
-                f"{path} holds {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG"
-            )
+            raise InputError(f"{path} has {decoded.image.mode} pixels of unknown range", "save it as 8-bit PNG or JPEG")
         rgb, alpha = color_profiles.to_srgb(decoded.image, data, decoded.form, notes)
         if alpha is not None:
             rgb, alpha = _blend_on_white(rgb, alpha, notes)
@@ -166,9 +164,9 @@ def decode(path: Path, data: bytes, notes: list[str], least: int = MIN_SIDE) -> 
     image, orientation = _open_image(path, data, least)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF"):  # phones keep a second JPEG behind the photo
-        raise InputError(f"{path} is animated ({frames} frames)", "save the frame you want as PNG or JPEG")
+        raise InputError(f"{path} is animated ({frames} frames)", "save one frame as PNG or JPEG")
     if frames > 1 and image.format == "TIFF":
-        notes.append(f"the first of its {frames} pages is taken")
+        notes.append(f"the first of its {frames} pages is used")
     if orientation != 1:
         notes.append("rotated as its EXIF orientation says")
     form = image.format or ""

@@ -1,4 +1,4 @@
-"""Tells photographs from flat drawings, for base models that know drawings alone."""
+"""Tells photographs from flat drawings, for base models that know only drawings."""
 
 from typing import TYPE_CHECKING
 

@@ -63,7 +63,7 @@ def plan(
     family = families.get_family(record.base.get("family", ""))
     has_layers = any(key.startswith(tuple(KOHYA_PREFIXES)) for key in tensors)
     if form in ("diffusers", "kohya", "bundle") and not has_layers:
-        raise IncompatibleError(f"{ref} is a token alone, without LoRA", "`--format embedding` writes it")
+        raise IncompatibleError(f"{ref} contains only a token and no LoRA", "use `--format embedding`")
     store.require_finite(ref)  # other tools draw black images from it without an error
     words = _choose_triggers(record, form, out, trigger)
     if form in ("embedding", "bundle", "hub"):
@@ -107,8 +107,8 @@ def _choose_triggers(record: Record, form: str, out: Path, trigger: Sequence[str
     (name,) = words
     if trigger and words[name] != out.stem:
         raise UsageError(
-            f"the file {out.name} and --trigger {words[name]} are two names",
-            "a file's name is its trigger: give only one of them",
+            f"the file {out.name} and --trigger {words[name]} do not match",
+            "the file name is the trigger word: give only one of them",
         )
     return {name: out.stem}
 

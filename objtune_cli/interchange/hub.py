@@ -114,7 +114,7 @@ def _plan_companion(
     try:
         return _plan_model(needed.repository, progress)
     except InputError as error:
-        report.note(f"{needed.what}: {error.message}; it is left out")
+        report.note(f"{needed.what}: {error.message}; it is skipped")
         return None
 
 
@@ -123,7 +123,7 @@ def _bring(plans: list[DownloadPlan], report: Reporter, progress: DownloadProgre
     missing = [plan for plan in plans if plan.folder is None]
     for plan in plans:
         report.note(
-            f"{plan.name} is here already"
+            f"{plan.name} is already downloaded"
             if plan.folder is not None
             else f"{plan.repository}: {len(plan.files)} files, {plan.size / 1e9:.2f} GB"
         )
@@ -153,7 +153,7 @@ def _check_base_files(name: str, files: list[str]) -> tuple[str, ...]:
     weights = [file for file in files if file.startswith(("unet/", "transformer/")) and file.endswith(".safetensors")]
     if "model_index.json" not in files or not weights:
         raise InputError(
-            f"{name} holds no diffusers model in safetensors",
+            f"{name} contains no diffusers model in safetensors",
             "give the id of a repository with model_index.json and unet/*.safetensors or transformer/*.safetensors",
         )
     return redundant_variants(files)
@@ -196,7 +196,7 @@ def _check_feature_model_files(name: str, files: list[str]) -> tuple[str, ...]:
     best = next((form for form in forms if form), None)
     if "config.json" not in files or best is None:
         raise InputError(
-            f"{name} holds no model of transformers",
+            f"{name} contains no transformers model",
             "give the id of a repository with config.json and model.safetensors",
         )
     return tuple(file for form in (*forms, shards, networks) for file in form if file not in best)

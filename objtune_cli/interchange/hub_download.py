@@ -110,7 +110,7 @@ def _check_digests(plan: DownloadPlan, folder: Path) -> None:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise DamagedError(
-                f"{name} of {plan.repository} arrived damaged: its SHA-256 is not the one that the hub names",
+                f"{name} of {plan.repository} was damaged by the download: its SHA-256 differs from the hub's",
                 "run the same command again",
             )
 
@@ -172,7 +172,7 @@ class DownloadProgress:
                     raise Stopped(
                         progress.stopped(),
                         "stopped while fetching",
-                        "the same command goes on; files that are whole stay",
+                        "the same command resumes; complete files are kept",
                     )
                 self.n += n or 0
                 with lock:
@@ -223,7 +223,7 @@ def _translate_error(error: Exception, repository: str) -> ResourceError:
     cause = error.__cause__ if isinstance(error, errors.DryRunError) else error
     if isinstance(cause, errors.GatedRepoError):
         hint = f"accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login` or set HF_TOKEN"
-        return ResourceError(f"{repository} asks for an account", hint)
+        return ResourceError(f"{repository} requires an account", hint)
     if isinstance(cause, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
         return ResourceError(
             f"{constants.ENDPOINT} has no {repository}", "check the name; one that is not public needs HF_TOKEN"

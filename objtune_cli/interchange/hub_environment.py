@@ -22,7 +22,7 @@ def check_environment() -> None:
         scheme = _scheme(value) if "://" in value else "http"
         if scheme not in SCHEMES or not _host(value):
             raise ResourceError(
-                f"{name} is {_hide_password(value)!r}, which is no proxy that can be used",
+                f"{name} is {_hide_password(value)!r}, which is not a usable proxy",
                 f"set {name} to http://, https:// or socks5:// with a host, or unset it",
             )
         if scheme.startswith("socks") and find_spec("socksio") is None:
@@ -33,13 +33,13 @@ def check_environment() -> None:
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and (_scheme(endpoint) not in ("http", "https") or not _host(endpoint)):
         raise ResourceError(
-            f"HF_ENDPOINT is {_hide_password(endpoint)!r}, which is no address",
+            f"HF_ENDPOINT is {_hide_password(endpoint)!r}, which is not a URL",
             "set it to https:// with a host, or unset it",
         )
     for name in CERTIFICATES:
         if os.environ.get(name) and not Path(os.environ[name]).exists():
             raise ResourceError(
-                f"{name} is {os.environ[name]!r}, and nothing is there", f"set {name} to your certificates, or unset it"
+                f"{name} is {os.environ[name]!r}, which does not exist", f"set {name} to your certificates, or unset it"
             )
     if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
         try:

@@ -128,16 +128,16 @@ def read_layers(ctx: StageContext, model: "BaseModel", sources: "list[Source]") 
             continue
         own = import_keys.read_lora(model, source)
         if {key.split(".")[0] for key in own} & {key.split(".")[0] for key in layers}:
-            raise InputError("two files of one kind are two objects", "import each under a name of its own")
+            raise InputError("two files of the same kind belong to two objects", "import each file under its own name")
         if not any(bool(value.any()) for key, value in own.items() if key.endswith(adapter.LORA_B)):
-            ctx.report.note(f"{source.what} changes nothing: all of its layers are zeros")
+            ctx.report.note(f"{source.what} has no effect: all of its layers are zero")
         if (
             any(key.startswith("base_model.model.") for key in source.weights)
             and not source.strengths
             and not _has_alpha(source.weights)
         ):
             ctx.report.note(
-                f"{source.what} has no {import_sources.PEFT_CONFIG} beside it, which says how strong it is: alpha is taken to be its rank"
+                f"{source.what} has no {import_sources.PEFT_CONFIG} next to it, so its strength is unknown: alpha is assumed to equal the rank"
             )
         layers |= own
     return layers
@@ -151,7 +151,9 @@ def _note_vectors(ctx: StageContext, model: "BaseModel", name: str, vectors: "li
     """Report vectors that are not used, and vectors that leave few tokens of a prompt."""
     for each in vectors:
         if each.unread:
-            ctx.report.note(f"{each.what} holds vectors for T5 too, which reads no added words here: they are not used")
+            ctx.report.note(
+                f"{each.what} also contains vectors for T5, which are not used: objtune adds no tokens to T5"
+            )
     limit = model.tokenizer.model_max_length - 2
     if vectors and limit - count < MIN_FREE_TOKENS:
         ctx.report.note(

@@ -53,8 +53,8 @@ def open_file(file: ImportFile, allow_pickle: bool) -> OpenedFile:
         _refuse_other_formats(file)
         if not allow_pickle:
             raise InputError(
-                f"{file.what} is a pickle, a kind of file that can hold programs",
-                "`--allow-pickle` reads its tensors alone, or get it as .safetensors",
+                f"{file.what} is a pickle, which can run code when it is loaded",
+                "`--allow-pickle` reads only its tensors; or get it as .safetensors",
             )
         data = _convert_pickle(file.what, data)
     try:
@@ -62,11 +62,11 @@ def open_file(file: ImportFile, allow_pickle: bool) -> OpenedFile:
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _explain_damage(file, data, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not tensors:
-        raise InputError(f"{file.what} holds no tensors", "give a LoRA or an embedding")
+        raise InputError(f"{file.what} contains no tensors", "give a LoRA or an embedding")
     if len(tensors) > safetensors_format.MAX_TENSORS:
         raise InputError(
-            f"{file.what} holds {len(tensors)} tensors",
-            "a LoRA or an embedding holds fewer; a whole model is given as `--base`",
+            f"{file.what} contains {len(tensors)} tensors",
+            "a LoRA or an embedding has fewer; a whole model is given as `--base`",
         )
     return OpenedFile(file, tensors, read_metadata(data))
 
@@ -114,7 +114,7 @@ def _refuse_other_formats(file: ImportFile) -> None:
         )
     if re.match(rb"<(?:!doctype|html|head|body|\?xml)", start, re.I):
         raise InputError(
-            f"{what} is a web page, not a model: the site asked for a login, or the link is of a page", LOGIN_HINT
+            f"{what} is a web page, not a model: the site requires a login, or the link leads to a page", LOGIN_HINT
         )
     if start[:1] in (b"{", b"["):
         raise InputError(*_describe_json(what, data))
@@ -138,7 +138,7 @@ def _refuse_other_formats(file: ImportFile) -> None:
     except UnicodeDecodeError as error:
         text = " ".join(data[: error.start].decode().split()) if error.start > 390 else ""
     if text and text.isprintable() and len(data) < MAX_CONFIG:
-        raise InputError(f"{what} is a text, not a model: {text[:80]!r}", LOGIN_HINT)
+        raise InputError(f"{what} is text, not a model: {text[:80]!r}", LOGIN_HINT)
     raise InputError(f"{what} is not a safetensors file, or is cut off", "download it again")
 
 
@@ -147,10 +147,10 @@ def _describe_json(what: str, data: bytes) -> tuple[str, str]:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError):
-        return f"{what} is a text that begins like JSON, not a model", "download it again"
+        return f"{what} is text that begins like JSON, not a model", "download it again"
     if isinstance(parsed, dict) and "peft_type" in parsed:
         return (
-            f"{what} holds the settings of a LoRA, not its weights",
+            f"{what} contains the settings of a LoRA, not its weights",
             "give the folder it is in, or the .safetensors file beside it",
         )
     error = (

@@ -110,12 +110,12 @@ def _find_weight_files(folder: Path) -> list[Path]:
     if not candidates:
         raise InputError(
             f"{folder} is a folder without a LoRA or an embedding",
-            "give a .safetensors file, or the folder that holds it",
+            "give a .safetensors file, or the folder that contains it",
         )
     if len(candidates) > 1:
         raise InputError(
-            f"{folder} holds {len(candidates)} files: {', '.join(path.name for path in candidates[:3])}",
-            "give the one that is meant",
+            f"{folder} contains {len(candidates)} files: {', '.join(path.name for path in candidates[:3])}",
+            "give one of them",
         )
     return candidates
 

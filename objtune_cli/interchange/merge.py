@@ -48,7 +48,7 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
     example = f"`objtune merge {record.name}=0.7 --name {record.name}-07`"
     if not name:
         raise UsageError(
-            f"{record.ref} alone makes nothing to merge",
+            f"{record.ref} alone cannot be merged",
             f"give two adapters or more, or a weight and a new name: {example}",
         )
     is_taken = name in ctx.store.list_names("adapter") and not is_merged(
@@ -56,13 +56,14 @@ def _check_single(ctx: StageContext, record: Record, weight: float, name: str | 
     )
     if is_taken or name in (record.name, *record.objects):
         raise UsageError(
-            f"{name} is the name of a trained object, whose next version this would be", f"give a new name: {example}"
+            f"{name} is the name of a trained object, and the merge would become its next version",
+            f"give a new name: {example}",
         )
     if weight == 0:
-        raise UsageError(f"a weight of 0 leaves nothing of {record.ref}", f"a number that is not 0: {example}")
+        raise UsageError(f"a weight of 0 removes {record.ref}", f"a number that is not 0: {example}")
     if not adapter.has_lora(ctx.store.read_tensor_specs(record.ref)):
         raise IncompatibleError(
-            f"{record.ref} is a token alone, without LoRA; a weight has nothing to act on",
+            f"{record.ref} contains only a token and no LoRA, so a weight has no effect",
             "it can be merged with others",
         )
 
@@ -81,8 +82,8 @@ def _check_compatible(records: list[Record]) -> None:
         for name in record.objects:
             if name in owners:
                 raise UsageError(
-                    f"{owners[name]} and {record.ref} both hold <{name}>",
-                    "train one under a name of its own with `--name`",
+                    f"{owners[name]} and {record.ref} both contain <{name}>",
+                    "train one under another name with `--name`",
                 )
             owners[name] = record.ref
 

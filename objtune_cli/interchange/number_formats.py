@@ -33,7 +33,8 @@ def convert(
         if largest > MAX_VALUES[dtype]:
             wider = "`--dtype bf16` or `--dtype fp32`" if dtype == "fp16" else "`--dtype fp32`"
             raise UsageError(
-                f"{name} of {ref} holds {largest:.3g}, {dtype} ends at {MAX_VALUES[dtype]:.5g}", f"{wider} holds it"
+                f"{name} of {ref} has the value {largest:.3g}; the maximum of {dtype} is {MAX_VALUES[dtype]:.5g}",
+                f"use {wider}",
             )
         converted[name] = whole.astype(np.float16) if dtype == "fp16" else _to_bf16(whole)
         if float(np.linalg.norm(_to_float32(converted[name]) - whole)) > MAX_RELATIVE_LOSS * float(

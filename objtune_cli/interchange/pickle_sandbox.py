@@ -41,13 +41,13 @@ def describe_error(error: Exception) -> str:
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     global_ = re.search(r"GLOBAL ([\w.]+)", text)
     if global_:
-        return f"it needs {global_[1]}, which is a program and not numbers"
+        return f"it needs {global_[1]}, which is code, not data"
     if re.search(
         r"PytorchStreamReader|central directory|EOF|truncated|Ran out of input|unexpected pos|storage", text, re.I
     ):
         return "it is cut off or damaged"
     return (
-        "it holds more than tensors"
+        "it contains more than tensors"
         if "Weights only" in text or "weights_only" in text
         else text[:100] or type(error).__name__
     )

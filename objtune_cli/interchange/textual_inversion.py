@@ -61,7 +61,9 @@ def find_vectors(source: Source) -> TokenVectors | None:
         if match:
             bundled.setdefault(match[1], {})[match[2]] = value
     if len(bundled) > 1:
-        raise InputError(f"{source.what} holds the words {', '.join(sorted(bundled))}", "import a file of one word")
+        raise InputError(
+            f"{source.what} contains the words {', '.join(sorted(bundled))}", "import a file with one token"
+        )
     if bundled:
         ((word, named),) = bundled.items()
         return _read_vectors(source.what, named, word)
@@ -83,16 +85,16 @@ def _read_vectors(what: str, named: Mapping[str, Tensor], word: str = "") -> Tok
         if key in ENCODER_INDEX:
             if ENCODER_INDEX[key] in parts:
                 raise InputError(
-                    f"{what} holds two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}",
-                    "import a file of one token",
+                    f"{what} contains two sets of vectors for one text encoder: {', '.join(sorted(named))[:120]}",
+                    "import a file with one token",
                 )
             parts[ENCODER_INDEX[key]] = _check_vectors(what, key, value)
         else:
             tokens[match[1] or "" if match else key] = value
     if tokens and parts:
         raise InputError(
-            f"{what} holds vectors under {', '.join(sorted(named)[:4])}, of which not all are read",
-            "import a file of one token",
+            f"{what} contains vectors under {', '.join(sorted(named)[:4])}, and objtune does not read all of them",
+            "import a file with one token",
         )
     if tokens:
         in_order = _sort_numbered_keys(what, tokens)
@@ -125,27 +127,29 @@ def _sort_numbered_keys(what: str, tokens: Mapping[str, Tensor]) -> list[str]:
         return sorted(tokens, key=lambda key: numbers[key])
     listed = ", ".join(sorted(tokens)[:3])[:200]
     if all(key.startswith("<") for key in tokens):
-        raise InputError(f"{what} holds several tokens: {listed}", "import a file of one token")
-    raise InputError(f"{what} is neither a LoRA nor an embedding: it holds {listed}", "give a LoRA or an embedding")
+        raise InputError(f"{what} contains several tokens: {listed}", "import a file with one token")
+    raise InputError(f"{what} is neither a LoRA nor an embedding: it contains {listed}", "give a LoRA or an embedding")
 
 
 def _check_vectors(what: str, key: str, value: Tensor) -> Tensor:
     """Check a tensor and return vectors (k, d), float32."""
     if value.ndim not in (1, 2) or not value.numel():
         raise InputError(
-            f"{what} holds no vectors of a token: {key[:60]} {tuple(value.shape)}",
+            f"{what} contains no token vectors: {key[:60]} {tuple(value.shape)}",
             "a token has one vector or more, (k, d)",
         )
     if value.dtype not in FLOAT_TYPES:
         raise InputError(
-            f"{what} holds {str(value.dtype).removeprefix('torch.')} numbers, which are no vectors",
+            f"{what} contains {str(value.dtype).removeprefix('torch.')} numbers, which are not supported as vectors",
             "give it in fp32, fp16 or bf16",
         )
     rows = value.float() if value.ndim == 2 else value.float()[None]
     if not bool(torch.isfinite(rows).all()):
         raise InputError(f"{what} has NaN or infinite values", "the training that wrote it had diverged")
     if float(rows.abs().max()) > LARGEST_NUMBER:
-        raise InputError(f"{what} holds numbers too large to compute with", "the training that wrote it had diverged")
+        raise InputError(
+            f"{what} contains numbers too large to compute with", "the training that wrote it had diverged"
+        )
     return rows
 
 
@@ -162,26 +166,29 @@ def join_vectors(model: BaseModel, files: Sequence[TokenVectors]) -> Tensor:
             place = _match_encoder(model, vectors, index, rows)
             if place in halves:
                 raise InputError(
-                    "two files of one kind are two objects" if len(files) > 1 else f"{what} holds several tokens",
-                    "import each under a name of its own",
+                    "two files of the same kind belong to two objects"
+                    if len(files) > 1
+                    else f"{what} contains several tokens",
+                    "import each file under its own name",
                 )
             halves[place] = rows
     words = {vectors.word for vectors in files if vectors.word}
     if len(words) > 1:
-        raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each under a name of its own")
+        raise InputError(f"{what} are of two tokens: {', '.join(sorted(words))}", "import each file under its own name")
     missing = len(model.widths) - len(halves)
     if missing:
         raise _missing_half_error(model, what, next(iter(halves.values())).shape[1])
     parts = [halves[index] for index in range(len(model.widths))]
     if len({len(rows) for rows in parts}) > 1:
         raise InputError(
-            f"{what} holds {' and '.join(str(len(rows)) for rows in parts)} vectors for the text encoders",
-            "both halves of a token have as many; get both again",
+            f"{what} contains {' and '.join(str(len(rows)) for rows in parts)} vectors for the text encoders",
+            "both halves of a token have the same number; get both again",
         )
     limit = model.tokenizer.model_max_length - 2
     if len(parts[0]) > limit:
         raise InputError(
-            f"{what} holds {len(parts[0])} vectors: a prompt has room for {limit}", "import a token of fewer"
+            f"{what} contains {len(parts[0])} vectors: a prompt has room for {limit}",
+            "import a token with fewer vectors",
         )
     return concat_encoders(parts)
 
@@ -191,7 +198,7 @@ def _match_encoder(model: BaseModel, vectors: TokenVectors, index: int | None, r
     widths, width, family = model.widths, rows.shape[1], model.family
     if index is not None and index >= len(widths):
         raise IncompatibleError(
-            f"{vectors.what} is no embedding for {family.title}: it has vectors of two text encoders",
+            f"{vectors.what} is not an embedding for {family.title}: it has vectors of two text encoders",
             "it is one of Stable Diffusion XL or 3: `--base sdxl`",
         )
     place = index if index is not None else widths.index(width) if width in widths else 0 if len(widths) == 1 else None

@@ -33,7 +33,7 @@ def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_insi
         name, equals, word = text.rpartition("=")
         if not equals and len(objects) != 1:
             raise UsageError(
-                f"--trigger {text} does not say which object it is for", f"for example `--trigger {objects[0]}={text}`"
+                f"--trigger {text} does not name its object", f"for example `--trigger {objects[0]}={text}`"
             )
         name = name if equals else objects[0]
         if name not in objects:
@@ -41,7 +41,7 @@ def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_insi
                 f"--trigger {text} is for {name or 'no object'}", f"these are exported: {', '.join(objects)}"
             )
         if name in explicit_words:
-            raise UsageError(f"--trigger gives {name} two words", "give each object one")
+            raise UsageError(f"--trigger gives {name} two words", "give each object one trigger")
         explicit_words[name] = check_trigger(word)
     words = {name: explicit_words.get(name, default_trigger(name)) for name in objects}
     owners: dict[str, str] = {}
@@ -52,8 +52,8 @@ def choose_triggers(objects: Sequence[str], requested: Sequence[str], *, is_insi
         other = owners.setdefault(key, name)
         if other != name:
             raise UsageError(
-                f"{other} and {name} would have one trigger, {word}",
-                f"give each a word of its own: `--trigger {name}={name.replace('.', '_')}-2{DEFAULT_SUFFIX}`",
+                f"{other} and {name} would have the same trigger, {word}",
+                f"give each its own word: `--trigger {name}={name.replace('.', '_')}-2{DEFAULT_SUFFIX}`",
             )
     return words
 

@@ -27,7 +27,7 @@ def read_factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: 
         if part != "alpha" and value.dtype not in FLOAT_TYPES:
             kind = str(value.dtype).removeprefix("torch.")
             raise InputError(
-                f"{source.what} holds {kind} numbers in {stem}, which need scales that the file lacks",
+                f"{source.what} contains {kind} numbers in {stem}, which need scales that the file lacks",
                 "it is quantised; give it in fp32, fp16 or bf16",
             )
     pairs = []
@@ -142,7 +142,7 @@ def _read_scale(source: Source, own: str, parts: Mapping[str, Tensor], rank: int
     if "alpha" not in parts:
         return 1.0 if from_settings is None else from_settings
     if parts["alpha"].numel() != 1 or parts["alpha"].is_complex():
-        raise InputError(f"{source.what} holds {parts['alpha'].numel()} numbers as the alpha of {own}", GET_AGAIN)
+        raise InputError(f"{source.what} contains {parts['alpha'].numel()} numbers as the alpha of {own}", GET_AGAIN)
     alpha = float(parts["alpha"]) / rank
     if not abs(alpha) < LARGEST_NUMBER:
         raise InputError(
@@ -185,6 +185,6 @@ def _check_numbers(source: Source, own: str, down: Tensor, up: Tensor, *, scaled
             )
         if scaled and factor.numel() and float(factor.abs().max()) > LARGEST_NUMBER:
             raise InputError(
-                f"{source.what} holds numbers too large to compute with, in {own}",
+                f"{source.what} contains numbers too large to compute with, in {own}",
                 "the training that wrote it had diverged, or its alpha is wrong",
             )

@@ -15,7 +15,7 @@ from objtune_cli.models.base_model import BaseModel
 
 ATTENTION_INPUT = re.compile(r"(?:text_model\.)?encoder\.layers\.\d+\.self_attn\.[qkv]_proj$")
 """Layers of a text encoder whose inputs have its width."""
-SUPPORTED = "LoRA is read: of linear layers and convolutions, with alphas and biases or without; merge another kind into its base, and give that as `--base`"
+SUPPORTED = "objtune reads LoRA of linear layers and convolutions, with or without alphas and biases; merge another kind into its base, and give that as `--base`"
 
 
 def read_lora(model: BaseModel, source: Source) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def _split_key(source: Source, key: str) -> tuple[str, str]:
             SUPPORTED,
         )
     raise InputError(
-        f"{source.what} holds {key[:80]!r}, which belongs to no layer",
+        f"{source.what} contains {key[:80]!r}, which is not part of a layer",
         "LoRA files of kohya's scripts, diffusers, peft and ComfyUI are read",
     )
 
@@ -140,7 +140,7 @@ def _explain_unknown_layer(source: Source, stem: str, part: str) -> Incompatible
 def _explain_repeated_layer(source: Source, first: str, second: str) -> InputError:
     """The error for two keys that hold the same layer."""
     return InputError(
-        f"{source.what} holds one layer twice: {first[:80]} and {second[:80]}",
+        f"{source.what} contains one layer twice: {first[:80]} and {second[:80]}",
         "it was merged from two files; use one of them",
     )
 

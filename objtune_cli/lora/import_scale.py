@@ -53,7 +53,7 @@ class Strength:
         expected = _matched(self.ranks, names, self.rank)
         if expected != rank:
             raise InputError(
-                f"{what} has rank {rank} in {names[0]}, its settings say {expected}",
+                f"{what} has rank {rank} in {names[0]}, but its settings have {expected}",
                 "the weights and their settings are of different files; get both again",
             )
         return float(_matched(self.alphas, names, self.alpha)) / (math.sqrt(rank) if self.stabilised else rank)

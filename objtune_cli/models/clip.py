@@ -159,7 +159,7 @@ def _from_file(path: Path, text: Any) -> Any:
         layout = (
             "in OpenCLIP's own layout; the transformers form has another file"
             if "visual.proj" in weights
-            else "no CLIP with both towers"
+            else "no CLIP with both encoders"
         )
         raise ValueError(f"it is {layout}")
 

@@ -144,7 +144,7 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
         vae_override.check_vae(vae, folders.read_json(folder, "vae/config.json"))
     clips = clip_lookup.find_clips(family, folder, clip_model)
     assumption = (
-        f"{path.name} does not say what its denoiser predicts; {checkpoint.prediction} is taken, as of the first "
+        f"{path.name} does not name its prediction type; {checkpoint.prediction} is assumed, as in the first "
         f"models of {family.title}; change it with `--set prediction_type=epsilon`"
     )
     base = BaseSpec(

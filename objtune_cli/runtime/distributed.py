@@ -108,7 +108,7 @@ def join_process_group(device: str) -> ProcessGroup | None:
     if not is_distributed():
         return None
     if ":" in device:
-        raise UsageError(f"{device} is one device for several processes", "leave --device away, or say `--device cpu`")
+        raise UsageError(f"{device} is one device for several processes", "leave out `--device`, or use `--device cpu`")
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())

@@ -130,7 +130,7 @@ class SaliencyNetwork:
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(
-                f"{path} is no salient-object network: it has {len(inputs)} inputs, not one image",
+                f"{path} is not a salient-object network: it has {len(inputs)} inputs, not one image",
                 f"for example `objtune fetch --model {segmenter_lookup.RECOMMENDED['salient']}`",
             )
         self.input = inputs[0]
@@ -155,7 +155,7 @@ class SaliencyNetwork:
         output = np.asarray(self.session.run(None, {self.input.name: pixels.astype(dtype)})[0], np.float32)
         if output.size != np.prod(output.shape[-2:]) or output.ndim < 2:
             raise InputError(
-                f"{self.folder} is no salient-object network: its output has the shape {output.shape}, not one map",
+                f"{self.folder} is not a salient-object network: its output has the shape {output.shape}, not one map",
                 f"for example `objtune fetch --model {segmenter_lookup.RECOMMENDED['salient']}`",
             )
         saliency: np.ndarray = output.reshape(output.shape[-2:])
@@ -182,7 +182,7 @@ class SaliencyNetwork:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
-                f"{path} does not say how the network reads images",
+                f"{path} does not describe the network's input",
                 "it needs image_mean, image_std and size, as the hub's ONNX repositories have them",
             ) from None
 

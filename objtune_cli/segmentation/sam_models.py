@@ -114,7 +114,7 @@ def load_official(checkpoint: Path) -> tuple[Any, str]:
     first = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
     kind = OFFICIAL_MODELS.get(len(first) if isinstance(first, Tensor) and first.ndim else 0)
     if kind is None:
-        raise InputError(f"{checkpoint} is no segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
+        raise InputError(f"{checkpoint} is not a segment-anything checkpoint", "give sam_vit_b, sam_vit_l or sam_vit_h")
     with LOAD_LOCK:
         model = sam_model_registry[kind](checkpoint=None)  # with a path, the builder would unpickle the file
     try:
@@ -132,7 +132,7 @@ def _check_digest(path: Path) -> None:
     sha256 = regular_files.file_sha256(path)
     if not sha256.startswith(claimed[1]):
         raise InputError(
-            f"{path} is not what its name says: its SHA-256 begins with {sha256[:6]}, not {claimed[1]}",
+            f"{path} does not match its name: its SHA-256 begins with {sha256[:6]}, not {claimed[1]}",
             "download it again",
         )
 
@@ -155,6 +155,6 @@ def _read_checkpoint(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files end here; none of their code has run
         raise InputError(
-            f"{path} is no readable checkpoint: {type(error).__name__}",
+            f"{path} is not a readable checkpoint: {type(error).__name__}",
             "official checkpoints and safetensors copies are read",
         ) from None

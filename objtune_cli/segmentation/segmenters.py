@@ -70,7 +70,7 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
     kind = config.segmenter
     if config.sam_model and kind in ("sam", "grabcut"):
         raise UsageError(
-            f"`segment.sam_model` has no meaning for the segmenter {kind}", "`--segmenter auto`, sam2, sam3 or salient"
+            f"`segment.sam_model` has no effect with the segmenter {kind}", "`--segmenter auto`, sam2, sam3 or salient"
         )
     if kind in segmenter_lookup.TITLES or config.sam_model:
         segmenter = segmenter_lookup.find_segmenter("" if kind == "auto" else kind, config.sam_model)
@@ -83,7 +83,9 @@ def choose_segmenter(ctx: StageContext, config: Segment) -> SegmenterChoice:
         best = segmenter_lookup.find_best()
         if best is not None:
             return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
-        note = f"the segmenter is the embedded model, which knows drawings; `{FETCH}` brings one for photographs"
+        note = (
+            f"the segmenter is the embedded model, which knows only drawings; `{FETCH}` downloads one for photographs"
+        )
         return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER, note, is_fallback=True)
     return SegmenterChoice("sam", registry.TOYBOX_SEGMENTER, is_fallback=kind == "auto")
 
@@ -106,11 +108,11 @@ def adapt_to_photograph(
         return SegmenterChoice(best.kind, best.folder, f"the segmenter is {best.label}")
     salient = segmenter_lookup.find_cached("salient")  # the CLIP of such a base knows drawings, too
     if salient is not None and (by_word or not any(map(_has_box, targets))):
-        note = f"the segmenter is {salient.label}: it takes what stands out, whatever the class word"
+        note = f"the segmenter is {salient.label}: it selects what stands out and ignores the class word"
         return SegmenterChoice(salient.kind, salient.folder, note, ignores_word=True)
     if by_word or any(map(_has_points_only, targets)):
         return choice
-    note = f"the segmenter is GrabCut, because the embedded model knows drawings; `{FETCH}` brings one for photographs"
+    note = f"the segmenter is GrabCut, because the embedded model knows only drawings; `{FETCH}` downloads one for photographs"
     return SegmenterChoice("grabcut", note=note, is_fallback=True)
 
 
@@ -129,8 +131,8 @@ def require_place(
         return
     ctx.base  # noqa: B018  (a base that is not on this machine is the first thing to bring)
     raise GateError(
-        f"no usable mask of the {target.class_word}: {path.name} looks like a photograph, and the segmenter here knows drawings",
-        f"put a box around it: `--box x0,y0,x1,y1`; or `{FETCH}` brings a segmenter for photographs; `--segmenter sam` tries nevertheless",
+        f"no usable mask of the {target.class_word}: {path.name} looks like a photograph, and the segmenter here knows only drawings",
+        f"put a box around it: `--box x0,y0,x1,y1`; or download a segmenter for photographs: `{FETCH}`; `--segmenter sam` tries the embedded one anyway",
     )
 
 

@@ -78,10 +78,10 @@ def _choose_segmenter(
 
 
 def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:
-    """Say that a photograph meets a base that knows drawings alone, and how to get one that knows photographs."""
+    """Say that a photograph meets a base that knows only drawings, and how to get one that knows photographs."""
     if segmenters.is_drawn_world(ctx) and photographs.looks_like_photograph(picture.rgb):
         ctx.note_once(
-            f"{path.name} looks like a photograph, and {ctx.base.id} knows drawings alone; for photographs: "
+            f"{path.name} looks like a photograph, and {ctx.base.id} knows only drawings; for photographs: "
             "`objtune fetch --base sd15`, then the same command with `--base sd15`"
         )
 

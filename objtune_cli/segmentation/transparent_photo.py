@@ -44,7 +44,7 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
     cover = transparency.remove_shadow(picture.alpha, picture.rgb)
     if quality_gate.is_inverted(cover):
         raise GateError(
-            f"no usable mask of the {target.class_word}: what is transparent in {path} lies inside, as an object that was erased",
+            f"no usable mask of the {target.class_word}: what is transparent in {path} lies inside the photo, as if an object had been erased",
             f"give the photo without the hole, and this one as its mask: `--mask {shlex.quote(str(path))}` takes what is transparent in it as the object",
         )
     problem, usable = find_shape_problem(cover)
@@ -58,7 +58,7 @@ def check_transparency(models: "SegmentationModels", path: Path, picture: "Photo
         return replace(picture, alpha=None)
     part = select_part(models, picture, cover, target)
     if part is not None:
-        note(f"of the parts of the cut-out the one that is a {target.class_word} is taken")
+        note(f"the part of the cut-out that is a {target.class_word} is used")
         cover = part
     elif (cover != picture.alpha).any():
         note("the shadow around the cut-out is left out of its mask")

@@ -30,7 +30,7 @@ def load_subjects(ctx: StageContext, starts: list[Record]) -> "list[Subject]":
         if len(photos) > 1 or any(len(own) > 1 for own in masks):
             raise UsageError(
                 "the objects are not of one photo",
-                "train them one by one and bring them together with `objtune compose`",
+                "train them one by one and combine them with `objtune compose`",
             )
     by_photo = [[mask for _, mask in of_photo] for of_photo in zip(*masks, strict=True)]
     hidden = [dilated_union_mask(of_photo) for of_photo in by_photo]

@@ -76,7 +76,7 @@ def run_each(
     configs = [train.validate_config(ctx, config, len(train.group_photos(own))) for own in sources]
     if ctx.team():
         raise UsageError(
-            "several photos are learned side by side in one process",
+            "several photos are trained together only in a single process",
             "give each photo a command of its own under several processes",
         )
     plans = _make_plans(ctx, sources, configs, embedding, prior)
@@ -155,7 +155,7 @@ def _build_runs(
 
     tensors = {k: torch.from_numpy(v) for k, v in (checkpoint.load() or {}).items()}
     if not tensors and checkpoint.exists():
-        ctx.report.note(f"the saved state {checkpoint.name} is damaged: the runs begin anew")
+        ctx.report.note(f"the saved state {checkpoint.name} is damaged: the runs start again")
     numbers = sorted({int(key.partition(".")[0]) for key in tensors})
     if not tensors:
         numbers = [i for i, plan in enumerate(plans) if not ctx.find_existing(plan.record, computed=True)]
@@ -173,7 +173,7 @@ def _build_runs(
         prefix = f"{run.number}."
         run.trainer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     if tensors:
-        ctx.report.note(f"goes on at step {max(run.trainer.step for run in runs)}")
+        ctx.report.note(f"resumes at step {max(run.trainer.step for run in runs)}")
     return runs
 
 

@@ -95,11 +95,11 @@ def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation
             "the pictures copy the photo: fewer steps (`--steps`), a lower rate (`--set train.learning_rate=…`), or a tighter mask"
         )
     if scores["drift"] > WARN_DRIFT:
-        note("the class itself came to look like the object: hold it more, `--set train.prior_loss_weight=6`")
+        note("the class came to look like the object: raise the class weight, `--set train.prior_loss_weight=6`")
     if scores["identity"] < WARN_IDENTITY:
         note("the object is not well learned: more steps (`--steps`), or a larger and sharper photo of it")
     if scores["prompt"] < WARN_PROMPT:
         note(
-            "scenes are not followed as the class alone follows them: fewer steps, or `--set train.background_loss_weight=2`"
+            "images follow their scenes less than images of the class do: fewer steps, or `--set train.background_loss_weight=2`"
         )
     return scores

@@ -98,7 +98,7 @@ class TrainingLoop:
             self.save()
         if signum:
             raise Stopped(
-                signum, f"stopped at step {step} of {total}, state saved", "the same command goes on from there"
+                signum, f"stopped at step {step} of {total}, state saved", "the same command resumes from there"
             )
 
     def save(self) -> None:

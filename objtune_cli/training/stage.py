@@ -99,7 +99,7 @@ def make_plan(ctx: StageContext, sources: list[Ref], config: Train, embedding: E
     if len(groups) > 1 and any(len(group) > 1 for group in groups):
         raise UsageError(
             "several objects of several photos are not trained together",
-            "train each object by a command of its own; `objtune compose` brings them together",
+            "train each object by a command of its own; `objtune compose` combines them",
         )
     words = sorted({word for record in records for word in record.objects.values()}) if config.prior_loss_weight else []
     missing = [word for word in words if not prior_stage.exists(ctx, word, prior)]
@@ -247,10 +247,10 @@ def _restore(ctx: StageContext, trainer: "Trainer", checkpoint: Checkpoint) -> b
     tensors = checkpoint.load()
     if tensors is None:
         if checkpoint.exists():
-            ctx.report.note(f"the saved state {checkpoint.name} is damaged: the run begins anew")
+            ctx.report.note(f"the saved state {checkpoint.name} is damaged: the run starts again")
         return False
     trainer.restore({k: torch.from_numpy(v) for k, v in tensors.items()})
-    ctx.report.note(f"goes on at step {trainer.step} of {trainer.total}")
+    ctx.report.note(f"resumes at step {trainer.step} of {trainer.total}")
     return True
 
 

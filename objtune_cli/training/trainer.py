@@ -178,7 +178,7 @@ class Trainer:
         half = next(model.denoiser.parameters()).dtype in finite_checks.HALF
         if self.step == 0:  # no rate has acted yet
             return GateError(
-                f"training cannot begin: {what} before anything was learned",
+                f"training cannot start: {what} before anything was learned",
                 f"try {'`--precision fp32`, ' if half else ''}lower weights of the loss terms, or another photo",
             )
         rates = [f"`--set train.learning_rate={self.config.learning_rate / 4:g}`"] if self.lora else []

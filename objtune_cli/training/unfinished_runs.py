@@ -48,7 +48,7 @@ def report_earlier_runs(ctx: StageContext, record: Record) -> None:
         if changed and (newest.inputs, newest.base) == (record.inputs, record.base):
             steps = f" of {newest.metrics['steps']} steps" if "steps" in newest.metrics else ""
             ctx.report.note(
-                f"{newest.ref}{steps} has other settings ({changed}); this run begins anew and makes another version"
+                f"{newest.ref}{steps} has other settings ({changed}); this run starts from the beginning and makes another version"
             )
 
 
@@ -61,19 +61,21 @@ def report_restart(ctx: StageContext, record: Record, key: str, computed: str) -
     for state in list_checkpoints(ctx.store):
         if record.name not in state.runs or state.key == key or _restart_reason(state, record):
             continue
-        other = f"another device, number format or number of threads begins anew ({state.computed}, now {computed})"
+        other = f"the device, number format or number of threads differs ({state.computed}, now {computed})"
         _report(
             ctx,
             state,
             record,
-            other if state.computed != computed else "photos that are learned side by side, and one alone, begin anew",
+            other
+            if state.computed != computed
+            else "a run of several photos and a run of one photo cannot resume each other",
         )
 
 
 def _report(ctx: StageContext, state: UnfinishedRun, record: Record, why: str) -> None:
     run = state.runs[record.name]
     ctx.note_once(
-        f"{record.kind}/{record.name}: a run of {run['total']} steps is unfinished at {run['step']}; {why}; the command that began it still goes on with it"
+        f"{record.kind}/{record.name}: a run of {run['total']} steps stopped at {run['step']} and is not resumed: {why}; the command that started it resumes it"
     )
 
 
@@ -108,11 +110,11 @@ def _restart_reason(state: UnfinishedRun, record: Record) -> str:
     if record.name not in state.runs:
         return ""
     if state.base.get("fingerprint") != record.base.get("fingerprint"):
-        return f"another base begins anew ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
+        return f"the base differs ({state.base.get('id', 'unknown')}, now {record.base.get('id', 'unknown')})"
     if changed := changed_settings(state.config, record.config):
-        return f"other settings begin anew ({changed})"
+        return f"the settings differ ({changed})"
     return (
-        "another photo, mask, embedding or prior begins anew"
+        "the photo, mask, embedding or prior differs"
         if state.runs[record.name]["inputs"] != _inputs_digest(record)
         else ""
     )

@@ -185,7 +185,7 @@ class StageContext:
             Stopped: Has the signal's number.
         """
         if self.stopped():
-            raise Stopped(self.stopped(), "stopped", "the same command goes on where it stopped")
+            raise Stopped(self.stopped(), "stopped", "the same command resumes where it stopped")
 
     def find(self, wanted: Record, *, computed: bool = False) -> Ref | None:
         """Find finished work with the identity of `wanted`; None if there is none, or it contains NaN or infinity.

@@ -71,7 +71,7 @@ def _download(address: str) -> bytes:
             data: bytes = answer.read(MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
         raise InputError(
-            f"{address} answers {error.code} {error.reason}",
+            f"{address} returned {error.code} {error.reason}",
             "open it in a browser; a picture behind a login needs to be saved first",
         ) from None
     except (OSError, ValueError) as error:

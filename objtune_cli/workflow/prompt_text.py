@@ -55,10 +55,10 @@ def _check_character(character: str, place: int, where: str) -> None:
         hint = (
             "save the text as UTF-8; this looks like UTF-16"
             if code in (0, 0xFFFE)
-            else "remove it; output of a terminal and binary files hold such characters"
+            else "remove it; output of a terminal and binary files contain such characters"
         )
         kind = "control" if category == "Cc" else "invalid"
-        raise InputError(f"{where} holds the {kind} character U+{code:04X}{name} at character {place}", hint)
+        raise InputError(f"{where} contains the {kind} character U+{code:04X}{name} at character {place}", hint)
 
 
 def _is_white(character: str) -> bool:
@@ -186,7 +186,7 @@ def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
     name = make_object_name(rest.split(":")[0])
     own = make_object_name(re.split(r"[@:|=*\s]", inside.strip("<> "))[0])
     if own and is_trained(own):
-        return f"write `<{own}>`; behind the name, `:` and a number say its strength (`<{own}:0.8>`), `@` and a number its version (`<{own}@2>`)"
+        return f"write `<{own}>`; after the name, `:` and a number set its strength (`<{own}:0.8>`), `@` and a number select its version (`<{own}@2>`)"
     if kind.strip().lower() not in FILE_PREFIXES or not name:
         return "names are lower case: `<rex>`, or `<rex@2>` for a version"
     if is_trained(name):
@@ -196,7 +196,7 @@ def _suggest_syntax(inside: str, is_trained: Callable[[str], bool]) -> str:
             if re.fullmatch(r"[01](\.[0-9]+)?|2(\.0+)?|\.[0-9]+", number)
             else ""
         )
-        return f"write `<{name}>`{strength}: it brings the object's LoRA and its token along"
+        return f"write `<{name}>`{strength}: it loads the object's LoRA and its token"
     return f"`objtune import FILE --class WORD --name {name}` reads a file of another tool; then write `<{name}>`"
 
 

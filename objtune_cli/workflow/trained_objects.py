@@ -89,7 +89,7 @@ class TrainedObjects:
         """
         if self.source and not self._in_source(name) and not elsewhere:
             raise InputError(
-                f"{self.source} has no <{name}>", f"it holds {', '.join(f'<{o}>' for o in self.in_source)}"
+                f"{self.source} has no <{name}>", f"it contains {', '.join(f'<{o}>' for o in self.in_source)}"
             )
         ref = (
             self.source
@@ -139,7 +139,7 @@ def _find_adapter(store: Store, newest: Mapping[str, Record], name: str, version
         return joint[0]
     if name in newest:
         raise MissingError(
-            f"{newest[name].ref} holds several objects",
+            f"{newest[name].ref} contains several objects",
             f"name them: {', '.join(f'<{o}>' for o in newest[name].objects)}",
         )
     names = ", ".join(sorted({f"<{o}>" for record in newest.values() for o in record.objects}))
@@ -242,7 +242,7 @@ def add_placeholders(
         vectors = AdapterArtifact.from_tensors(weights[item.name]).vectors.get(item.own_name)
         if not vectors:
             raise DamagedError(
-                f"{item.record.ref} holds no token of <{item.own_name}>", safetensors_format.RESTORE_HINT
+                f"{item.record.ref} contains no token of <{item.own_name}>", safetensors_format.RESTORE_HINT
             )
         words.add(item.name, from_encoders(vectors), item.class_word)
     return words

@@ -204,7 +204,7 @@ def test_a_check_is_held_against_the_evaluator(
 
 def test_what_is_no_method_is_told(cli) -> None:
     result = cli("bench", "scenes", "--methods", "composed,magic")
-    assert result.code == 2 and "there is no way magic to several objects" in result.err
+    assert result.code == 2 and "there is no method magic for several objects" in result.err
 
 
 def test_joint_trainings_take_their_methods_settings(

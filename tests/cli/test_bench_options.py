@@ -376,7 +376,7 @@ def test_a_token_alone_is_exported_as_an_embedding(rex: Cli) -> None:
         fails(
             rex("export", "rex", "--format", form, "--out", "out"),
             6,
-            "adapter/rex@1 is a token alone, without LoRA",
+            "adapter/rex@1 contains only a token and no LoRA",
             "--format embedding",
         )
 

@@ -30,7 +30,7 @@ def test_a_sound_machine(cli: Cli, project: Path) -> None:
     done = cli("doctor", "--json")
     found = checks(done)
     assert done.code == 0
-    assert (found["store"]["said"], found["leftovers"]["state"]) == ("1 artifacts, every header sound", "ok")
+    assert (found["store"]["said"], found["leftovers"]["state"]) == ("1 artifacts, all headers valid", "ok")
     assert (found["base toybox"]["state"], found["segmenter"]["state"], found["cpu"]["state"]) == ("ok", "ok", "ok")
     assert found["base sd15"]["state"] == "missing"
     assert "objtune fetch --base sd15" in found["base sd15"]["remedy"]
@@ -124,7 +124,7 @@ def test_little_room_is_bad(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 10**6, 10**6)
     )
     done = cli("doctor", "--quick", "--json")
-    assert (done.code, checks(done)["disk"]["remedy"]) == (7, "`objtune gc` frees what nothing needs")
+    assert (done.code, checks(done)["disk"]["remedy"]) == (7, "`objtune gc` deletes what nothing uses")
 
 
 def test_leftovers_and_a_lost_checkpoint_are_said(cli: Cli, project: Path) -> None:
@@ -133,5 +133,5 @@ def test_leftovers_and_a_lost_checkpoint_are_said(cli: Cli, project: Path) -> No
     os.utime(project / ".objtune/tmp/00000000.1.2", (1e9, 1e9))
     (project / "objtune.toml").write_text('[segment]\nsam_checkpoint = "none.pth"\n')
     found = checks(cli("doctor", "--quick", "--json"))
-    assert (found["leftovers"]["said"], found["leftovers"]["remedy"]) == ("1 files of killed writers", "objtune gc")
+    assert (found["leftovers"]["said"], found["leftovers"]["remedy"]) == ("1 files of killed commands", "objtune gc")
     assert (found["segmenter"]["state"], found["segmenter"]["said"]) == ("bad", f"there is no {project / 'none.pth'}")

@@ -107,7 +107,7 @@ def test_a_folder_stands_for_its_photos(parse: Any, project: Path) -> None:
     (group,) = parse("rex --class dog --select left")
     assert [request.select for request in group] == ["left"] * 3
     for line, said in {
-        "rex --class dog --mask m.png": "--mask behind rex, which holds 3 photos",
+        "rex --class dog --mask m.png": "--mask behind rex, which has 3 photos",
         "rex --class dog --class mug": "several objects of several photos",
     }.items():
         assert said in parse(line).err

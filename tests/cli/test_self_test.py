@@ -95,10 +95,10 @@ def test_a_base_that_is_not_here_names_its_command(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--photo", "a.jpg", "--class", "dog"), "are of the self-test"),
-        (("--run", "--photo", "a.jpg"), "a photo of the self-test needs its class word"),
-        (("--run", "--class", "dog"), "a photo of the self-test needs its class word"),
-        (("--run", "--mask", "a.png"), "and a mask its photo"),
+        (("--photo", "a.jpg", "--class", "dog"), "belong to the self-test"),
+        (("--run", "--photo", "a.jpg"), "the self-test's photo needs its class word"),
+        (("--run", "--class", "dog"), "the self-test's photo needs its class word"),
+        (("--run", "--mask", "a.png"), "and a mask needs its photo"),
         (("--run", "--steps", "0"), "--steps"),
     ],
 )

@@ -50,7 +50,7 @@ def test_from_a_folder_to_a_table(cli: Cli, base: Path, photos: Path) -> None:
         all(told[case, METHODS] != told[case, "untrained"] for case in ("dog", "mug"))
         and rows[METHODS, "seconds"]["mean"] > 0.5
     )
-    assert "`objtune fetch --model facebook/dino-vits16` brings it" in done.err
+    assert "`objtune fetch --model facebook/dino-vits16` downloads it" in done.err
     assert [Path(p).name for p in document["images"]] == ["sheet.png"] and len(
         list(Path("bench/pictures").rglob("*.png"))
     ) == 2 * 2 * 2 * 2
@@ -91,7 +91,7 @@ def test_a_signal_keeps_the_finished_subjects(base: Path, photos: Path, project:
         *(([*option], "No such option") for option in (
             ["--scenes"], ["--masks"], ["--speed"], ["--base-only"], ["--many", "2"], ["--reuse", "results.jsonl"], ["--prompts", "scene"],
         )),
-        (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy, rough-eroded, rough-dilated, rough-noisy changes drawn photos"),
+        (["--methods", "robust"], "small-object, mask-eroded, mask-dilated, mask-noisy, rough-eroded, rough-dilated, rough-noisy needs drawn photos"),
         (["--methods", "dreambooth"], "there is no method dreambooth"),
         (["--set", "train.max_steps=3"], "--set train.max_steps would change no method"),
         (["--objects", "0"], "--objects is 0"),

@@ -250,7 +250,7 @@ def test_a_merged_adapter_leaves_the_names_to_its_parts_and_draws_what_their_sum
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("merge", "dog"), 2, "adapter/dog@1 alone makes nothing to merge"),
+        (("merge", "dog"), 2, "adapter/dog@1 alone cannot be merged"),
         (("merge", "dog", "dog@1"), 2, "adapter/dog@1 is given twice"),
         (("merge", "dog", "cup", "--name", "A b"), 2, "cannot be a name"),
         (("merge", "dog=half", "cup"), 2, "the weight of dog is 'half'"),
@@ -292,6 +292,6 @@ def test_adapters_of_different_bases_and_twice_the_same_object_are_not_merged(sc
     other = scenes("merge", "dog", "far")
     assert other.code == 6 and "adapter/dog@1 was made with the base tiny, adapter/far@1 with sd15" in other.err
     twice = scenes("merge", "cup", "twin")
-    assert twice.code == 2 and "adapter/cup@1 and adapter/twin@1 both hold <cup>" in twice.err
+    assert twice.code == 2 and "adapter/cup@1 and adapter/twin@1 both contain <cup>" in twice.err
     broken = scenes("compose", "<dog> and <far>")  # what was renamed is its record alone
-    assert broken.code == 5 and "adapter/far@1 holds no token of <far>" in broken.err
+    assert broken.code == 5 and "adapter/far@1 contains no token of <far>" in broken.err

@@ -37,7 +37,7 @@ MISTAKES = [
     ("ok = True", "`ok = true`"),
     ("photo = ", "photo has no value"),
     ("photo: dog.jpg", "each line is `key = value`"),
-    ("a = 1\na = 2", "a stands twice"),
+    ("a = 1\na = 2", "a appears twice"),
     ("[job]\na = 1\n[job]\na = 2", "`[[job]]`"),
     ('{"a": 1, "a": 2}', "keep one"),
     ("{'a': 1}", "form"),

@@ -95,7 +95,7 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
         patch.setattr(StopFlag, "stop_signal", lambda self: 15 if len(asked) == 2 else 0)
         assert cli(*command).code == 143
     resumed = cli(*command)
-    assert resumed.code == 0 and "goes on at step 2" in resumed.err
+    assert resumed.code == 0 and "resumes at step 2" in resumed.err
     assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == whole
 
 
@@ -116,7 +116,7 @@ def test_the_image_tower_is_named_by_a_setting(cli, kin_bases, dog_photo, tmp_pa
     shutil.move(bare / "clip", tmp_path / "tower")
     Path("objtune.toml").write_text(SETTINGS.format(base=bare))
     assert (
-        "has no image tower"
+        "has no CLIP vision encoder"
         in cli("segment", dog_photo, "--class", "dog", "--box", "110,240,530,535").err
         + cli("init-embedding", "dog").err
     )

@@ -229,7 +229,7 @@ def test_what_cannot_act_is_refused_in_one_line(studio: Callable, folders: dict[
         ("xl.safetensors:0.7", 6, "xl.safetensors is for another base"),
         ("odd.safetensors", 6, "odd.safetensors"),
         ("word.safetensors", 3, "word.safetensors"),
-        ("text.safetensors", 3, "text.safetensors is a text"),
+        ("text.safetensors", 3, "text.safetensors is text"),
         ("model.pt", 3, "model.pt is a pickle"),
         ("style.safetensors:11", 2, "the strength of the LoRA style.safetensors is 11"),
         ("style.safetensors:nan", 2, "strength of the LoRA style.safetensors is 'nan'"),

@@ -269,10 +269,10 @@ def test_one_adapter_is_made_weaker_under_a_new_name(studio):
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        (("dog=0.7",), 2, "alone makes nothing to merge"), (("dog=0.7", "--name", "dog"), 2, "dog is the name of a trained object"),
-        (("dog=0.7", "--name", "cup"), 2, "cup is the name of a trained object"), (("dog=0", "--name", "d0"), 2, "a weight of 0 leaves nothing"),
+        (("dog=0.7",), 2, "alone cannot be merged"), (("dog=0.7", "--name", "dog"), 2, "dog is the name of a trained object"),
+        (("dog=0.7", "--name", "cup"), 2, "cup is the name of a trained object"), (("dog=0", "--name", "d0"), 2, "a weight of 0 removes"),
         (("dog", "dog=0.5", "--name", "d"), 2, "adapter/dog@1 is given twice"), (("dog=1e39", "--name", "d"), 2, "is infinite"), (("dog=x", "--name", "d"), 2, "the weight of dog is 'x'"),
-        (("word=0.5", "--name", "w"), 6, "is a token alone"),
+        (("word=0.5", "--name", "w"), 6, "contains only a token"),
     ],
 )  # fmt: skip
 def test_merges_of_one_that_cannot_be(studio, weights, base, line, code, said):

@@ -241,7 +241,7 @@ def test_lab_is_read(save: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
 def test_pixels_of_unknown_range_are_refused(mode: str, value: float, save: Callable[..., Path]) -> None:
-    refused(save(Image.new(mode, (WIDTH, HEIGHT), value), "a.tif"), f"holds {mode} pixels of unknown range")
+    refused(save(Image.new(mode, (WIDTH, HEIGHT), value), "a.tif"), f"has {mode} pixels of unknown range")
 
 
 @pytest.mark.parametrize("colour", ["black", "white", "red", (17, 34, 51)])
@@ -379,7 +379,7 @@ def test_a_tiff_of_pages_gives_its_first(save: Callable[..., Path]) -> None:
     path = save(Image.fromarray(coloured()), "a.tif", save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))])
     found = photo.read(path)
     assert np.array_equal(found.rgb, coloured())
-    assert found.notes == ("the first of its 2 pages is taken",)
+    assert found.notes == ("the first of its 2 pages is used",)
 
 
 def test_a_folder_names_one_of_its_photos(save: Callable[..., Path]) -> None:

@@ -145,7 +145,7 @@ def test_two_objects_of_a_bundle_have_two_triggers(store):
         )
         assert (
             result.code == 2
-            and "mat and rex would have one trigger" in result.err
+            and "mat and rex would have the same trigger" in result.err
             and not Path("pair-bundle.safetensors").exists()
         )
         hint = result.err.partition("hint: ")[2].split("`")[1].split()
@@ -239,7 +239,7 @@ def test_words_of_several_tokens_are_not_common(word):
 def test_triggers_that_cannot_be(store, given, message):
     result = store("export", "dog", "--format", "embedding", *[part for word in given for part in ("--trigger", word)])
     assert result.code == 2 and message in result.err and "hint: " in result.err
-    assert "does not say which object" in store("export", "pair", "--trigger", "x").err
+    assert "does not name its object" in store("export", "pair", "--trigger", "x").err
 
 
 def test_out_may_name_a_file(store):
@@ -254,7 +254,7 @@ def test_out_may_name_a_file(store):
         (("dog", "--format", "hub", "--out", "x.safetensors"), "hub writes several files"),
         (("dog", "--format", "kohya", "--out", "x.pt"), "x.pt has a file format that is not written"),
         (("dog", "cup", "--format", "kohya", "--out", "x.safetensors"), "two files have the name x.safetensors"),
-        (("dog", "--format", "embedding", "--out", "x.safetensors", "--trigger", "y"), "are two names"),
+        (("dog", "--format", "embedding", "--out", "x.safetensors", "--trigger", "y"), "do not match"),
         (("dog", "--format", "kohya", "--out", "objtune.toml"), "objtune.toml is a file, not a folder"),
         (("dog", "--format", "kohya", "--out", "objtune.toml/a/b"), "objtune.toml is a file, not a folder"),
     ):
@@ -331,14 +331,16 @@ def test_values_that_do_not_fit_half_precision_are_named(store):
         "unet.b": np.array([1e-9], np.float32),
         "unet.c": np.array([2e-9], np.float32),
     }
-    with pytest.raises(export.UsageError, match=r"unet\.a of adapter/dog@1 holds 7e\+04, fp16 ends at 65504"):
+    with pytest.raises(
+        export.UsageError, match=r"unet\.a of adapter/dog@1 has the value 7e\+04; the maximum of fp16 is 65504"
+    ):
         number_formats.convert(ref, weights, "fp16")
     del weights["unet.a"]
     number_formats.convert(ref, weights, "fp16", notes.append)
     assert len(notes) == 1 and notes[0].startswith("unet.b and 1 other tensors of adapter/dog@1 are too small for fp16")
     number_formats.convert(ref, weights | {"unet.a": np.array([7e4], np.float32)}, "bf16", notes.append)
     assert len(notes) == 1
-    with pytest.raises(export.UsageError, match="bf16 ends at"):
+    with pytest.raises(export.UsageError, match="the maximum of bf16 is"):
         number_formats.convert(ref, {"unet.a": np.array([3.4e38], np.float32)}, "bf16")
     assert (
         store("export", "dog", "--dtype", "int8").code == 2

@@ -240,7 +240,7 @@ def test_a_companion_that_cannot_be_opened_is_left_out_with_a_note(hub: Hub) -> 
     done = objtune("fetch", "--base", "sd15", "--json")
     assert done.returncode == 0
     assert [each["repository"] for each in json.loads(done.stdout)["others"]] == [SAM]
-    assert f"{CLIP} holds no model of transformers; it is left out" in done.stderr
+    assert f"{CLIP} contains no transformers model; it is skipped" in done.stderr
 
 
 def test_weights_in_several_files_are_brought_and_opened(hub: Hub, base: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_file_that_arrives_damaged_is_not_kept(hub: Hub) -> None:
     hub.damaged = "vae/diffusion_pytorch_model.safetensors"
     done = objtune("fetch", "--base-only", "--base", "sd15")
     assert done.returncode == 5
-    assert said(done)[0].startswith(f"error: {hub.damaged} of {SD15} arrived damaged")
+    assert said(done)[0].startswith(f"error: {hub.damaged} of {SD15} was damaged by the download")
     hub.damaged = None
     document = json.loads(objtune("fetch", "--base-only", "--base", "sd15", "--json").stdout)
     assert (document["files"], document["reused"]) == (1, False)
@@ -347,13 +347,13 @@ def test_a_repository_without_safetensors_is_3(hub: Hub) -> None:
         del hub.files[name]
     done = objtune("fetch", "--base-only", "--base", "sd15")
     assert done.returncode == 3
-    assert said(done)[0] == "error: sd15 holds no diffusers model in safetensors"
+    assert said(done)[0] == "error: sd15 contains no diffusers model in safetensors"
 
 
 def test_what_the_hub_refuses_is_7(hub: Hub) -> None:
     hub.gated.add("some/gated")
     for name, words in {
-        "some/gated": "some/gated asks for an account",
+        "some/gated": "some/gated requires an account",
         "some/none": f"{hub.url} has no some/none",
     }.items():
         done = objtune("fetch", "--base", name)

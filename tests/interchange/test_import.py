@@ -306,8 +306,8 @@ BAD = {
     "loha": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, 6, "is a LoHa"),
     "nan": ({"emb_params": torch.full((1, 16), float("nan"))}, 3, "NaN or infinite values"),
     "wide": ({"emb_params": torch.zeros(1, 768)}, 6, "768 numbers; this base's have 16"),
-    "pair": ({"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)}, 6, "no embedding for Stable Diffusion 1.x"),
-    "deep": ({"emb_params": torch.zeros(1, 1, 16)}, 3, "no vectors of a token"),
+    "pair": ({"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)}, 6, "not an embedding for Stable Diffusion 1.x"),
+    "deep": ({"emb_params": torch.zeros(1, 1, 16)}, 3, "no token vectors"),
 }
 
 
@@ -364,7 +364,7 @@ def test_what_is_missing_on_the_command_line(cli: Any, folders: dict[str, Path])
     save_file({"emb_params": torch.zeros(1, tiny_sd1.WIDTH)}, "a.safetensors")
     save_file({"emb_params": torch.ones(1, tiny_sd1.WIDTH)}, "b.safetensors")
     two = cli("import", "a.safetensors", "b.safetensors", "--class", "dog", "--base", folders["sd1"])
-    assert two.code == 3 and "two files of one kind" in two.err
+    assert two.code == 3 and "two files of the same kind" in two.err
 
 
 def test_the_hash_in_a_picture_is_that_of_the_file(cli: Any, folders: dict[str, Path]) -> None:
@@ -419,8 +419,8 @@ def test_parameter_tables_in_pickles_are_read_and_nothing_of_them_runs(tmp_path:
             pickle_sandbox.convert(str(file))
         reasons[name] = pickle_sandbox.describe_error(caught.value)
     assert reasons["cut off"] == "it is cut off or damaged" and not Path("canary").exists()
-    assert reasons["module"] == "it needs torch.nn.modules.linear.Linear, which is a program and not numbers"
-    assert reasons["program"] == "it holds more than tensors"
+    assert reasons["module"] == "it needs torch.nn.modules.linear.Linear, which is code, not data"
+    assert reasons["program"] == "it contains more than tensors"
 
 
 def test_a_pair_of_files_and_a_folder_of_diffusers_are_one_object(cli: Any, folders: dict[str, Path]) -> None:

@@ -120,14 +120,14 @@ VALUES: dict[str, tuple[Mapping[str, Tensor], str]] = {
     "up infinite": (changed(up=torch.full((16, 2), INF)), "NaN or infinite values"),
     "too large with alpha": (changed(up=torch.full((16, 2), 40000.0), alpha=4.0), "too large to compute with"),
     "too large for fp32": (changed(up=torch.full((16, 2), 1e300, dtype=torch.float64)), "NaN or infinite values"),
-    "int8": (changed(down=torch.ones(2, 16, dtype=torch.int8)), "holds int8 numbers"),
+    "int8": (changed(down=torch.ones(2, 16, dtype=torch.int8)), "contains int8 numbers"),
     "no rank": (changed(down=torch.ones(0, 16), up=torch.ones(16, 0)), "LoRA factors of a wrong shape"),
     "one dimension": (changed(down=torch.ones(16)), "LoRA factors of a wrong shape"),
     "half": ({f"{STEM}.lora_down.weight": torch.ones(2, 16)}, "half of the layer"),
     "alpha alone": ({f"{STEM}.alpha": torch.tensor(1.0)}, "half of the layer"),
-    "unread": ({**LAYER, "something.else": torch.ones(2)}, "'something.else', which belongs to no layer"),
-    "twice": ({**LAYER, f"{DOTTED}.lora_A.weight": torch.zeros(2, 16), f"{DOTTED}.lora_B.weight": torch.zeros(16, 2)}, "holds one layer twice"),
-    "two adapters": ({f"{DOTTED}.lora_A.one.weight": torch.ones(2, 16), f"{DOTTED}.lora_A.two.weight": torch.zeros(2, 16)}, "holds one layer twice"),
+    "unread": ({**LAYER, "something.else": torch.ones(2)}, "'something.else', which is not part of a layer"),
+    "twice": ({**LAYER, f"{DOTTED}.lora_A.weight": torch.zeros(2, 16), f"{DOTTED}.lora_B.weight": torch.zeros(16, 2)}, "contains one layer twice"),
+    "two adapters": ({f"{DOTTED}.lora_A.one.weight": torch.ones(2, 16), f"{DOTTED}.lora_A.two.weight": torch.zeros(2, 16)}, "contains one layer twice"),
     "middle": ({**LAYER, f"{STEM}.lora_mid.weight": torch.ones(3, 3, 1, 1)}, "factors of different sizes"),
 }  # fmt: skip
 
@@ -224,8 +224,8 @@ BYTES: dict[str, tuple[str, bytes, str]] = {
     "page": ("x.safetensors", b"\n<!DOCTYPE html><html><head><title>Sign in</title>" + b"x" * 3000, "is a web page"),
     "page as a pickle": ("x.pt", b"<html>" + b"x" * 300, "is a web page"),
     "error": ("x.safetensors", b'{"error":"Unauthorized","message":"x"}', "is an error of the site it was downloaded from: Unauthorized"),
-    "text": ("x.safetensors", b"Access to model x/y is restricted. You must be authenticated.", "is a text, not a model"),
-    "settings": ("adapter_config.json", b'{"peft_type": "LORA", "r": 4}', "holds the settings of a LoRA"),
+    "text": ("x.safetensors", b"Access to model x/y is restricted. You must be authenticated.", "is text, not a model"),
+    "settings": ("adapter_config.json", b'{"peft_type": "LORA", "r": 4}', "contains the settings of a LoRA"),
     "other settings": ("x.json", b'{"a": 1}', "is a JSON file"),
     "pointer": ("x.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a git-lfs pointer"),
     "zip": ("x.safetensors", plain_zip(), "is a zip archive"),
@@ -246,7 +246,7 @@ BYTES: dict[str, tuple[str, bytes, str]] = {
     "denoiser": ("x.safetensors", save({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(4, 4, 3, 3)}), "is a denoiser"),
     "text encoder": ("x.safetensors", save({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(4, 4)}), "is a text encoder"),
     "hypernetwork": ("x.safetensors", save({"768.0.linear.0.weight": torch.zeros(4, 4)}), "is a hypernetwork"),
-    "neither": ("x.safetensors", save({"a": torch.zeros(4, 4), "b": torch.zeros(3, 3)}), "is neither a LoRA nor an embedding: it holds a, b"),
+    "neither": ("x.safetensors", save({"a": torch.zeros(4, 4), "b": torch.zeros(3, 3)}), "is neither a LoRA nor an embedding: it contains a, b"),
 }  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def test_folders_that_do_not_say_which_file_is_meant(model: stacks.BaseModel, tm
     assert "without a LoRA" in refused(lambda: read(model, tmp_path)).message
     for name in ("a.safetensors", "b.safetensors"):
         save_file(LAYER, tmp_path / name)
-    assert "holds 2 files: a.safetensors, b.safetensors" in refused(lambda: read(model, tmp_path)).message
+    assert "contains 2 files: a.safetensors, b.safetensors" in refused(lambda: read(model, tmp_path)).message
     save_file(LAYER, tmp_path / "pytorch_lora_weights.safetensors")
     assert f"{DOTTED}.lora_A.weight" in read(model, tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
@@ -316,18 +316,18 @@ NO_EMBEDDINGS: dict[str, tuple[str, list[dict[str, Tensor]], type[ObjtuneError],
     "half": ("sdxl", [{"<rex>": ONE}], IncompatibleError, "is half of an embedding for Stable Diffusion XL"),
     "half by its key": ("sdxl", [{"clip_g": TWO}], IncompatibleError, "is half of an embedding"),
     "two tokens": ("sdxl", [{"<rex>": ONE}, {"<cup>": TWO}], InputError, "are of two tokens: <cup>, <rex>"),
-    "two of one kind": ("sd1", [{"<rex>": ONE}, {"<rex>": ONE}], InputError, "two files of one kind"),
-    "several tokens": ("sd1", [{"<rex>": ONE, "<cup>": ONE}], InputError, "holds several tokens"),
-    "uneven": ("sdxl", [{"clip_l": ONE[:2], "clip_g": TWO}], InputError, "holds 2 and 3 vectors"),
-    "of SDXL": ("sd1", [{"clip_l": ONE, "clip_g": TWO}], IncompatibleError, "is no embedding for Stable Diffusion 1.x"),
+    "two of one kind": ("sd1", [{"<rex>": ONE}, {"<rex>": ONE}], InputError, "two files of the same kind"),
+    "several tokens": ("sd1", [{"<rex>": ONE, "<cup>": ONE}], InputError, "contains several tokens"),
+    "uneven": ("sdxl", [{"clip_l": ONE[:2], "clip_g": TWO}], InputError, "contains 2 and 3 vectors"),
+    "of SDXL": ("sd1", [{"clip_l": ONE, "clip_g": TWO}], IncompatibleError, "is not an embedding for Stable Diffusion 1.x"),
     "of SD 2": ("sd1", [{"emb_params": torch.zeros(1, 1024)}], IncompatibleError, "have 1024 numbers; this base's have 16"),
     "too many": ("sd1", [{"emb_params": torch.zeros(76, 16)}], InputError, "76 vectors: a prompt has room for 75"),
     "no numbers": ("sd1", [{"emb_params": torch.full((1, 16), NAN)}], InputError, "NaN or infinite values"),
     "too large": ("sd1", [{"emb_params": torch.full((1, 16), 1e6)}], InputError, "too large"),
     "whole numbers": ("sd1", [{"emb_params": torch.zeros(1, 16, dtype=torch.int64)}], InputError, "int64 numbers"),
-    "no vectors": ("sd1", [{"emb_params": torch.zeros(0, 16)}], InputError, "no vectors of a token"),
-    "a scalar": ("sd1", [{"emb_params": torch.tensor(1.0)}], InputError, "no vectors of a token"),
-    "more keys": ("sd1", [{"clip_l": ONE, "<rex>": ONE}], InputError, "of which not all are read"),
+    "no vectors": ("sd1", [{"emb_params": torch.zeros(0, 16)}], InputError, "no token vectors"),
+    "a scalar": ("sd1", [{"emb_params": torch.tensor(1.0)}], InputError, "no token vectors"),
+    "more keys": ("sd1", [{"clip_l": ONE, "<rex>": ONE}], InputError, "does not read all of them"),
 }  # fmt: skip
 
 

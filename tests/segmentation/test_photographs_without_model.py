@@ -41,7 +41,7 @@ def mask_of(name: str) -> np.ndarray:
 def test_a_box_or_rough_mask_takes_grabcut(cli: Cli, saucer: np.ndarray, hint: tuple[str, str]) -> None:
     done = cli("segment", "coffee.png", "--class", "mug", *hint)
     assert done.code == 0, done.err
-    assert "the segmenter is GrabCut, because the embedded model knows drawings" in done.err
+    assert "the segmenter is GrabCut, because the embedded model knows only drawings" in done.err
     assert iou(mask_of("mug"), saucer) > 0.9
     shown = json.loads(cli("show", "mask/mug", "--json").out)
     assert shown["artifacts"][0]["config"]["segmenter"] == "grabcut"
@@ -56,7 +56,7 @@ def test_a_class_word_or_a_point_alone_is_refused_in_one_line(
     done = cli("segment", "coffee.png", "--class", "mug", *hint)
     assert (done.code, done.out) == (9, "")
     assert (
-        "no usable mask of the mug: coffee.png looks like a photograph, and the segmenter here knows drawings"
+        "no usable mask of the mug: coffee.png looks like a photograph, and the segmenter here knows only drawings"
         in done.err
     )
     assert "--box x0,y0,x1,y1" in done.err and "objtune fetch --model facebook/sam2" in done.err
@@ -66,7 +66,7 @@ def test_a_class_word_or_a_point_alone_is_refused_in_one_line(
 def test_a_named_segmenter_and_force_insist(cli: Cli, saucer: np.ndarray) -> None:
     for option in (("--segmenter", "sam"), ("--force",)):
         done = cli("segment", "coffee.png", "--class", "mug", "--point", "290,100", "--name", "own", *option)
-        assert "the segmenter here knows drawings" not in done.err
+        assert "the segmenter here knows only drawings" not in done.err
         assert "GrabCut" not in done.err
 
 

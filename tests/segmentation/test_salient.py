@@ -101,7 +101,7 @@ def test_auto_takes_it_for_a_class_word_in_a_photograph(
     _cache(folder, REPOSITORY, hub_home)
     done = cli(*line, "--select", "largest")
     assert done.code == 0, done.err
-    assert f"the segmenter is a salient-object network ({REPOSITORY}): it takes what stands out" in done.err
+    assert f"the segmenter is a salient-object network ({REPOSITORY}): it selects what stands out" in done.err
     assert iou(mask_of("mug"), scene[1]) > 0.95
     shown = json.loads(cli("show", "mask/mug", "--json").out)["artifacts"][0]
     assert shown["config"]["segmenter"] == "salient" and "likeness" not in shown["metrics"]
@@ -121,12 +121,16 @@ def test_the_option_takes_a_folder(cli: Any, photograph: Path, scene: tuple[np.n
 
 def test_damaged_networks_are_refused_by_name(folder: Path, tmp_path: Path, scene: tuple[np.ndarray, ...]) -> None:
     several = tiny_segmenters.save_salient(tmp_path / "several", channels=2)
-    with pytest.raises(InputError, match=r"several is no salient-object network: its output has the shape \(1, 2, "):
+    with pytest.raises(InputError, match=r"several is not a salient-object network: its output has the shape \(1, 2, "):
         segmenter(several, scene[0]).propose_all()
     for name, content, message in (
         ("onnx/model.onnx", b"rubbish", "model.onnx cannot be opened"),
-        ("preprocessor_config.json", b"{}", "does not say how the network reads images"),
-        ("preprocessor_config.json", b'{"image_mean": [1], "image_std": [1], "size": 9}', "does not say how"),
+        ("preprocessor_config.json", b"{}", "does not describe the network's input"),
+        (
+            "preprocessor_config.json",
+            b'{"image_mean": [1], "image_std": [1], "size": 9}',
+            "does not describe",
+        ),
     ):
         damaged = tmp_path / f"damaged-{len(message)}"
         shutil.copytree(folder, damaged)

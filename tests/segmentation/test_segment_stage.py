@@ -236,7 +236,7 @@ def test_a_mask_needs_no_base(cli, pair):
         (["--mask", "dog=white.png", "--box", "dog=1,1,9,9"], 2, "dog has a mask and other hints"),
         (["--mask", "dog=white.png", "--mask", "mug=white.png"], 3, "claim the same region"),
         (["--box", "dog=100,100,300,300", "--box", "mug=100,100,300,300"], 3, "claim the same region"),
-        (["--sam-checkpoint", "white.png"], 3, "is no readable checkpoint"),
+        (["--sam-checkpoint", "white.png"], 3, "is not a readable checkpoint"),
     ],
 )  # fmt: skip
 def test_bad_hints_get_a_line_and_write_nothing(cli, pair, given, code, said):

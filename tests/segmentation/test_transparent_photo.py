@@ -237,7 +237,7 @@ def test_of_two_things_cut_out_the_class_is_taken(word: str, cli: Callable[..., 
     )
     done = segmented(cli, np.dstack([rgb, np.maximum(*covers)]), word)
     assert done.code == 0, done.err
-    assert f"of the parts of the cut-out the one that is a {word} is taken" in done.err
+    assert f"the part of the cut-out that is a {word} is used" in done.err
     assert iou(stored(f"mask/{word}")[0] > 127, covers[word == "mug"] > 127) > 0.97
 
 

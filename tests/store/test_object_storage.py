@@ -316,7 +316,7 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
     said += [cli("export", "dog", "--format", "diffusers", "--out", "exported"), cli("gc", "--older-than", "0d")]
     said += [cli(*draw, "--out", "drawn")]
     assert [each.code for each in said[1:]] == [0] * 8, [each.err for each in said]
-    assert "goes on at step 2 of 4" in said[1].err
+    assert "resumes at step 2 of 4" in said[1].err
     document = json.loads(said[2].out)
     image = f"{address}/artifacts/scene/dog/v001/001.png"
     assert document["images"] == [image] and document["refs"][0]["path"] == image.replace("/001.png", ".safetensors")
@@ -386,7 +386,7 @@ def test_t7_a_process_that_wakes_after_another_one(
         assert "another process went on with exactly this training" in outer.err
         monkeypatch.setattr(multi_trainer, "train_step", whole)
         again = cli(*command)
-        assert again.code == 0 and "goes on at step 5 of 6" in again.err
+        assert again.code == 0 and "resumes at step 5 of 6" in again.err
     else:
         assert inner[0].code == 0 and outer.code == 0 and outer.out == "adapter/dog@1\n", (inner, outer)
     key = "artifacts/adapter/dog/v001.safetensors"

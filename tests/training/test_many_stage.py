@@ -134,7 +134,7 @@ def test_stopped_and_continued_equals_unbroken_bit_for_bit(train, at_step, lanes
     at_step(0, lambda _: None)
     resumed = train()
     signal.signal(signal.SIGTERM, handler)
-    assert resumed.code == 0 and "goes on at step 3" in resumed.err
+    assert resumed.code == 0 and "resumes at step 3" in resumed.err
     assert {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES} == unbroken
     assert list(Path(".objtune/state").iterdir()) == []
 
@@ -160,7 +160,7 @@ def test_one_that_ends_early_is_there_while_the_others_go_on(train, at_step, mon
     assert train().code == 7
     at_step(0, lambda _: None)
     resumed = train()
-    assert resumed.code == 0 and "goes on at step 3" in resumed.err
+    assert resumed.code == 0 and "resumes at step 3" in resumed.err
     assert {name: Path(f"artifacts/adapter/{name}/v001.safetensors").read_bytes() for name in NAMES} == unbroken
 
 
@@ -299,10 +299,10 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
     for record, computed in ((records[0], "cpu"), (faster, "cpu"), (records[1], "cuda")):
         unfinished_runs.report_earlier_runs(ctx, record)
         unfinished_runs.report_restart(ctx, record, "b" * 64, computed)
-    assert [line.split("unfinished at 3; ")[1].split("; the command")[0] for line in said] == [
-        "photos that are learned side by side, and one alone, begin anew",
-        "other settings begin anew (max_steps 8, now 9; learning_rate 0.5, now 0.25)",
-        "another device, number format or number of threads begins anew (cpu, now cuda)",
+    assert [line.split("stopped at 3 and is not resumed: ")[1].split("; the command")[0] for line in said] == [
+        "a run of several photos and a run of one photo cannot resume each other",
+        "the settings differ (max_steps 8, now 9; learning_rate 0.5, now 0.25)",
+        "the device, number format or number of threads differs (cpu, now cuda)",
     ]
     unfinished_runs.report_earlier_runs(ctx, records[0])
     unfinished_runs.report_restart(ctx, records[0], "a" * 64, "cpu")

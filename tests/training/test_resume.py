@@ -87,11 +87,11 @@ def test_a_time_limit_saves_stops_and_is_no_failure(train, at_step, monkeypatch)
         [],
         "stopped at step 3 of 4, state saved",
     )
-    assert "the same command goes on from there" in stopped.err
+    assert "the same command resumes from there" in stopped.err
     assert not Path("artifacts/adapter").exists()
 
     resumed = train("--max-time", "1h", "--json")
-    assert "goes on at step 3 of 4" in resumed.err
+    assert "resumes at step 3 of 4" in resumed.err
     assert json.loads(resumed.out)["finished"] is True
     assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
     assert whole.out == "adapter/dog@1\n"
@@ -202,13 +202,13 @@ def test_another_number_of_threads_is_another_run(train, at_step):
         torch.set_num_threads(before)
     assert states == [1, 2]
     assert (
-        "a run of 4 steps is unfinished at 1; another device, number format or number of threads begins anew (cpu/"
+        "a run of 4 steps stopped at 1 and is not resumed: the device, number format or number of threads differs (cpu/"
         in said
     )
 
 
 OTHER = {
-    ("--steps", "2"): "other settings begin anew (max_steps 4, now 2)",
+    ("--steps", "2"): "the settings differ (max_steps 4, now 2)",
     (
         "--seed",
         "7",
@@ -216,8 +216,8 @@ OTHER = {
         "train.batch_size=2",
         "--steps",
         "1",
-    ): "other settings begin anew (max_steps 4, now 1; batch_size 1, now 2; seed 0, now 7)",
-    ("--set", "init-embedding.seed=3"): "another photo, mask, embedding or prior begins anew",
+    ): "the settings differ (max_steps 4, now 1; batch_size 1, now 2; seed 0, now 7)",
+    ("--set", "init-embedding.seed=3"): "the photo, mask, embedding or prior differs",
 }
 
 
@@ -237,19 +237,19 @@ def test_a_run_that_is_not_gone_on_with_is_told_and_listed(cli, train, at_step):
         other = train(*changed)
         assert (other.code, other.out) == (0, f"adapter/dog@{number}\n")
         assert (
-            f"adapter/dog: a run of 4 steps is unfinished at 2; {said}; the command that began it still goes on with it"
+            f"adapter/dog: a run of 4 steps stopped at 2 and is not resumed: {said}; the command that started it resumes it"
             in other.err
         )
-        assert "goes on at step" not in other.err
+        assert "resumes at step" not in other.err
 
     resumed = train()
-    assert "goes on at step 2 of 4" in resumed.err and "anew" not in resumed.err and resumed.out == "adapter/dog@4\n"
+    assert "resumes at step 2 of 4" in resumed.err and "again" not in resumed.err and resumed.out == "adapter/dog@4\n"
     assert "unfinished" not in json.loads(cli("list", "--json").out)
 
     more = train("--steps", "3")
     assert more.out == "adapter/dog@5\n"
     assert (
-        "adapter/dog@4 of 4 steps has other settings (max_steps 4, now 3); this run begins anew and makes another version"
+        "adapter/dog@4 of 4 steps has other settings (max_steps 4, now 3); this run starts from the beginning and makes another version"
         in more.err
     )
     assert "anew" not in train("--steps", "1", "--force").err
@@ -262,5 +262,5 @@ def test_a_damaged_state_is_told(train, at_step):
     (state,) = Path(".objtune/state").rglob("*.safetensors")
     state.write_bytes(state.read_bytes()[:-1] + b"!")
     damaged = train()
-    assert damaged.code == 0 and f"the saved state {state.resolve()} is damaged: the run begins anew" in damaged.err
-    assert "goes on" not in damaged.err
+    assert damaged.code == 0 and f"the saved state {state.resolve()} is damaged: the run starts again" in damaged.err
+    assert "resumes at" not in damaged.err

@@ -216,10 +216,10 @@ def test_a_stopped_run_of_two_photos_goes_on_to_the_same_bytes(
     fewer = train(photos[0], "--class dog")
     monkeypatch.setattr(multi_trainer, "train_step", whole)
     signal.signal(signal.SIGTERM, handler)
-    assert fewer.code == 143 and "another photo, mask, embedding or prior begins anew" in fewer.err
+    assert fewer.code == 143 and "the photo, mask, embedding or prior differs" in fewer.err
     assert stopped.code == 143 and not Path("artifacts/adapter").exists()
     resumed = train(*line)
-    assert (resumed.code, resumed.out) == (0, "adapter/dog@1\n") and "goes on at step 2 of 4" in resumed.err
+    assert (resumed.code, resumed.out) == (0, "adapter/dog@1\n") and "resumes at step 2 of 4" in resumed.err
     assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
 
 

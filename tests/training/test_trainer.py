@@ -332,7 +332,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(trainer) -> None:
 def test_what_is_not_finite_before_anything_was_learned_is_laid_to_no_rate(trainer) -> None:
     t = trainer()
     t.batches.views[0].masks[:] = float("nan")
-    with pytest.raises(GateError, match="training cannot begin: the loss is nan before anything was learned") as caught:
+    with pytest.raises(GateError, match="training cannot start: the loss is nan before anything was learned") as caught:
         t.train_step()
     assert "rate" not in caught.value.hint
     with torch.no_grad():

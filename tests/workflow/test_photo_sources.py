@@ -46,7 +46,7 @@ def test_a_photo_by_its_address_gives_the_mask_of_the_file(cli, dog_photo: Path,
 
 def test_what_a_server_answers_is_said_in_one_line(cli, server: str, tmp_path: Path) -> None:
     done = cli("segment", f"{server}/nothing.jpg", "--class", "dog")
-    assert done.code == 3 and "answers 404" in done.err
+    assert done.code == 3 and "returned 404" in done.err
     (tmp_path / "www" / "page.html").write_text("<!doctype html><html></html>")
     done = cli("segment", f"{server}/page.html", "--class", "dog")
     assert done.code == 3 and "is a web page, not the picture itself" in done.err
@@ -89,4 +89,4 @@ def test_train_takes_an_address(cli, dog_photo: Path, server: str, tmp_path: Pat
     done = cli("train", f"{server}/rex.jpg", "--class", "dog", "--dry-run", "--set", "train.batch_size=1")
     assert done.code == 0, done.err
     done = cli("train", f"{server}/none.jpg", "--class", "dog")
-    assert done.code == 3 and "answers 404" in done.err
+    assert done.code == 3 and "returned 404" in done.err

@@ -265,16 +265,17 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
 def test_a_line_of_stdin_that_is_no_text_is_named(drawn) -> None:
     refused = drawn("generate", "-", stdin="<dog>\n\n<cup>\x1b[0m\n")
     assert (
-        refused.code == 3 and "line 3 of stdin holds the control character U+001B (ESC) at character 6" in refused.err
+        refused.code == 3
+        and "line 3 of stdin contains the control character U+001B (ESC) at character 6" in refused.err
     )
     second = drawn("generate", "<dog>", "a\x07dog")
     assert (
         second.code == 3
-        and "prompt 2 holds the control character U+0007 (BEL)" in second.err
+        and "prompt 2 contains the control character U+0007 (BEL)" in second.err
         and not Path("artifacts/scene").exists()
     )
     negative = drawn("generate", "<dog>", "--negative", "a\x1b")
-    assert negative.code == 3 and "the negative prompt holds" in negative.err
+    assert negative.code == 3 and "the negative prompt contains" in negative.err
 
 
 def test_an_object_of_the_negative_prompt_is_its_vectors(drawn) -> None:
@@ -506,7 +507,8 @@ def test_prompts_of_a_jobs_file_are_read_before_anything_is_trained(drawn, dog_p
     Path("jobs.toml").write_text(f'[[job]]\nphoto = "{dog_photo}"\nclass = "dog"\nprompts = ["<dog>", "a\\u001Bdog"]\n')
     refused = drawn("run", "jobs.toml")
     assert (
-        refused.code == 3 and "prompt 2 in job 1 of jobs.toml holds the control character U+001B (ESC)" in refused.err
+        refused.code == 3
+        and "prompt 2 in job 1 of jobs.toml contains the control character U+001B (ESC)" in refused.err
     )
     for prompt, code, said in (
         ("<dgo>", 4, "a prompt of the job rex names <dgo>, which is not trained"),

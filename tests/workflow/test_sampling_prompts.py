@@ -161,7 +161,7 @@ def test_prompts_from_a_file(drawn) -> None:
     for name, data, code, said in (
         ("empty.txt", b"\n \n", 2, "there is no prompt in empty.txt"),
         ("nosuch.txt", None, 3, "nosuch.txt cannot be read: No such file"),
-        ("bad.txt", b"a dog\n\x1b[31m\n", 3, "line 2 of bad.txt holds the control character"),
+        ("bad.txt", b"a dog\n\x1b[31m\n", 3, "line 2 of bad.txt contains the control character"),
     ):
         if data is not None:
             Path(name).write_bytes(data)

@@ -49,7 +49,7 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
     start_time, total = time.monotonic(), len(groups) * len(methods)
     lock = Checkpoint(bench.project_context("apart").store, f"bench {config.shard.replace('/', ' of ')}")
     with lock.lock(
-        "another bench is at work in this folder",
+        "another bench runs in this folder",
         "wait for it, or give another --out, or shares of the groups (bench.shard)",
     ):
         for done, (group, method) in enumerate(itertools.product(groups, methods), start=1):

@@ -112,7 +112,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     cases = benchmark_objects.make_cases(find_dial(ctx), count, config.seed, config.prompt_rounds, config.kinds)
     bench, network = ThroughputSuite(ctx, out, config, cases), inference.load()
     with Checkpoint(find_project(out / "work-alone", create=True).store, "bench").lock(
-        "another bench is at work in this folder", "wait for it, or give another --out"
+        "another bench runs in this folder", "wait for it, or give another --out"
     ):
         each = [bench.run_training("alone", [case]) for case in cases]
         one = bench.run_training("beside", cases)

@@ -123,7 +123,7 @@ def scenes(
     unknown = [name for name in method_names if name not in suite.METHODS]
     require(
         not unknown,
-        f"there is no way {', '.join(unknown)} to several objects",
+        f"there is no method {', '.join(unknown)} for several objects",
         f"one or more of {', '.join(suite.METHODS)}",
     )
     ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
@@ -150,7 +150,7 @@ def place(
     unknown = [name for name in method_names if name not in suite.METHODS]
     require(
         not unknown,
-        f"there is no way {', '.join(unknown)} into a picture",
+        f"there is no method {', '.join(unknown)} for pictures",
         f"one or more of {', '.join(suite.METHODS)}",
     )
     ctx, config = resolve_bench_settings(run, num_objects=objects, seed=seed)
@@ -191,7 +191,7 @@ def dreambooth(
     ]
     require(
         not with_synthetic_photos,
-        f"{', '.join(with_synthetic_photos)} changes drawn photos",
+        f"{', '.join(with_synthetic_photos)} needs drawn photos",
         "`bench dreambooth` leaves every photo as it is",
     )
     ctx, config = resolve_unsharded(run, num_objects=objects, seed=seed)

@@ -43,10 +43,10 @@ def doctor(
     steps: Annotated[int, typer.Option("--steps", help="Training steps of the self-test.", min=1, max=1000)] = 20,
 ) -> CommandResult:
     if (photo or class_word or mask) and not self_test:
-        raise UsageError("`--photo`, `--class` and `--mask` are of the self-test", "add `--run`")
+        raise UsageError("`--photo`, `--class` and `--mask` belong to the self-test", "add `--run`")
     if (photo is None) != (class_word is None) or (mask and not photo):
         raise UsageError(
-            "a photo of the self-test needs its class word, and a mask its photo",
+            "the self-test's photo needs its class word, and a mask needs its photo",
             "for example `--photo mug.jpg --class mug`",
         )
     results = _run_checks(run, quick=quick, is_report=self_test)

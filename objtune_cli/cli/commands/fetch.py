@@ -33,7 +33,7 @@ def fetch(
         bool, typer.Option("--base-only", help="Leave out the CLIP models and the segmenter.")
     ] = False,
     with_metrics: Annotated[
-        bool, typer.Option("--with-metrics", help="Also bring the CLIP and DINO of `evaluate`.")
+        bool, typer.Option("--with-metrics", help="Also download the CLIP and DINO of `evaluate`.")
     ] = False,
 ) -> CommandResult:
     from objtune_cli.config.sections import Common

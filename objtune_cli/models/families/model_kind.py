@@ -170,12 +170,16 @@ def _check_unet(family: "Family", name: str, unet: Mapping[str, Any], configs: M
             WORDS_ALONE,
         )
     widths: list[Any] = [configs[part].get("hidden_size") for part in family.encoders]
-    hears = unet.get("cross_attention_dim", 1280)
-    if isinstance(hears, int) and all(isinstance(width, int) for width in widths) and hears != sum(widths):
-        mismatch = f"its denoiser takes text features of width {hears}, its text encoders give {sum(widths)}"
+    expected_width = unet.get("cross_attention_dim", 1280)
+    if (
+        isinstance(expected_width, int)
+        and all(isinstance(width, int) for width in widths)
+        and expected_width != sum(widths)
+    ):
+        mismatch = f"its denoiser takes text features of width {expected_width}, its text encoders give {sum(widths)}"
         raise IncompatibleError(
             f"{name} is a refiner: {mismatch}"
-            if wanted and hears == widths[-1]
+            if wanted and expected_width == widths[-1]
             else f"{name} has components that do not fit together: {mismatch}",
             WORDS_ALONE,
         )
