@@ -306,7 +306,11 @@ BAD = {
     "loha": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, 6, "is a LoHa"),
     "nan": ({"emb_params": torch.full((1, 16), float("nan"))}, 3, "NaN or infinite values"),
     "wide": ({"emb_params": torch.zeros(1, 768)}, 6, "768 numbers; this base's have 16"),
-    "pair": ({"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)}, 6, "not an embedding for Stable Diffusion 1.x"),
+    "pair": (
+        {"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)},
+        6,
+        "not an embedding for Stable Diffusion 1.x",
+    ),
     "deep": ({"emb_params": torch.zeros(1, 1, 16)}, 3, "no token vectors"),
 }
 
