@@ -263,8 +263,8 @@ def test_files_and_functions_stay_short() -> None:
 OPENS = ("from_pretrained", "snapshot_download", "hf_hub_download")
 
 
-DOWNLOADS = ("interchange/hub.py", "interchange/hub_download.py", "workflow/photo_sources.py")
-"""Models by `fetch`, and photos by their web addresses."""
+DOWNLOADS = ("interchange/hub.py", "interchange/hub_download.py", "workflow/photo_sources.py", "cli/ray_workers.py")
+"""Models by `fetch`, photos by their web addresses, and batches to a Ray cluster with `--on ray`."""
 STORAGE = ("store/remote_backend.py", "store/storage_client.py")
 """Object storage, when `--project` is the address of a bucket."""
 

@@ -46,7 +46,12 @@ def command_line(ctx: StageContext, *words: str, project: Path | None = None) ->
         "precision": ctx.common.precision,
     }
     options = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-P", "-m", "objtune_cli", *words, "--json", *options]
+    return plain_command_line(*words, *options)
+
+
+def plain_command_line(*words: str) -> list[str]:
+    """Return the command line of `objtune` with the words and JSON output."""
+    return [sys.executable, "-P", "-m", "objtune_cli", *words, "--json"]
 
 
 def set_options(values: Mapping[str, Any], section: str = "") -> list[str]:
@@ -55,13 +60,19 @@ def set_options(values: Mapping[str, Any], section: str = "") -> list[str]:
     return [word for name, value in values.items() for word in ("--set", f"{prefix}{name}={as_text(value)}")]
 
 
-def run_command(ctx: StageContext, command: list[str], label: str) -> tuple[dict[str, Any], float, float]:
+def run_command(
+    ctx: StageContext, command: list[str], label: str, variables: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], float, float]:
     """Run a command: its JSON document, wall seconds, and largest resident memory in MB (0 if the system does not report it).
+
+    Args:
+        variables: Further environment variables; those of the user come first.
 
     Raises:
         Stopped: A signal came; the command was terminated.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # methods set all values themselves
+    own = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}  # methods set all values themselves
+    environment = {**(variables or {}), **own}
     start_time = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -97,6 +108,14 @@ def raise_failure(document: Mapping[str, Any], method: str, case: Named) -> None
     """
     if "error" in document:
         raise TrainingFailed(method, case, int(document["error"]["code"]), document["error"]["message"])
+
+
+def processor_seconds() -> float:
+    """Processor seconds, user and system, of ended child processes."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_memory(pid: int) -> float:

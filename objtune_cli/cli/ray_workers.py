@@ -5,6 +5,7 @@ is treated alike here and in processes of this machine: Ray itself repeats nothi
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ TASKS_PER_SLOT = 4
 """Tasks that run or wait in the cluster for each GPU or processor: enough for an autoscaler, few enough for memory."""
 RESOURCES_EVERY = 5.0
 """Seconds between looks at the size of the cluster."""
+CONNECT_SECONDS = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_FILE_BYTES = 64 << 20
 OBJECT_STORE_BYTES = 512 << 20
 """Memory for the files of waiting tasks of a Ray on this machine."""
@@ -38,10 +41,13 @@ def connect(jobs: int | None) -> None:
         ResourceError: Ray is not installed, or no cluster answers.
     """
     address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not address:
+    if not address or host in LOOPBACK:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes the address of the network
     ray = _import_ray()
+    if port.isdecimal() and "//" not in host:
+        _check_listening(host, int(port))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     if not address:
         own = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -51,6 +57,20 @@ def connect(jobs: int | None) -> None:
     except Exception as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
         raise ResourceError(f"{where}: {str(error).splitlines()[0][:200]}", "check RAY_ADDRESS, or unset it") from None
+
+
+def _check_listening(host: str, port: int) -> None:
+    """Refuse an address at which nothing listens; Ray itself tries for minutes.
+
+    Raises:
+        ResourceError: Names it.
+    """
+    try:
+        socket.create_connection((host.strip("[]"), port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {host}:{port}: {error.strerror or error}", "check RAY_ADDRESS, or unset it"
+        ) from None
 
 
 def _import_ray() -> Any:

@@ -71,6 +71,15 @@ class WorkerProcess:
         except BrokenPipeError:  # it was killed while it had nothing to do
             self.child.wait()
 
+    def add(self, result: dict[str, Any]) -> None:
+        """Keep the result of a job; the log of one that failed names the log of its batch."""
+        self.results.append(result)
+        assert self.task is not None
+        first = self.task.jobs[0].label
+        if result.get("code") and result["name"] != first:
+            text = f"error: {result.get('message', '')}\nThe log of its batch is {log_file(self.project, first)}.\n"
+            log_file(self.project, result["name"]).write_text(text, encoding="utf-8")
+
     def _open(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-P", "-m", WORKER_MODULE],
@@ -127,7 +136,7 @@ class LocalWorkers:
             if child is not worker.child or worker.task is None:
                 continue
             if document is not None and "how" not in document:
-                worker.results.append(document)
+                worker.add(document)
                 continue
             ending = worker.died() if document is None else read_ending(document, worker.results)
             ended.append((worker.task, ending))

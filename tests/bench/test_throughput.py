@@ -27,7 +27,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return {"refs": refs}, 10.0 if len(names) == 1 else 5.0 * len(names), 0.0
 
     monkeypatch.setattr(throughput.command_runner, "run_command", measured)
-    monkeypatch.setattr(throughput, "_processor_seconds", lambda: spent[0])
+    monkeypatch.setattr(throughput.command_runner, "processor_seconds", lambda: spent[0])
     monkeypatch.setattr(throughput.inference, "load", lambda: None)
     monkeypatch.setattr(
         throughput.ThroughputSuite,
@@ -80,7 +80,7 @@ def test_processor_seconds_are_those_of_ended_processes() -> None:
     import subprocess
     import sys
 
-    before = throughput._processor_seconds()
+    before = throughput.command_runner.processor_seconds()
     subprocess.run([sys.executable, "-c", "sum(i * i for i in range(3_000_000))"], check=True)
-    assert 0.02 < throughput._processor_seconds() - before < 60
-    assert json.dumps(statistics.table_rows("x", [{"cpu_s": throughput._processor_seconds()}]))
+    assert 0.02 < throughput.command_runner.processor_seconds() - before < 60
+    assert json.dumps(statistics.table_rows("x", [{"cpu_s": throughput.command_runner.processor_seconds()}]))

@@ -28,7 +28,7 @@ for line in sys.stdin:
             signal.sigtimedwait([signal.SIGTERM], 30)
             print(json.dumps({"name": name, "state": "stopped", "code": 143}), flush=True)
             continue
-        code = 8 if name == "busy" and not os.path.exists("tried") else 0
+        code = 3 if name == "wrong" else 8 if name == "busy" and not os.path.exists("tried") else 0
         if name == "busy": open("tried", "w").close()
         print(json.dumps({"name": name, "state": "done", "code": code, "images": [os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(os.getpid())]}), flush=True)
     print(json.dumps({"how": "done", "code": 0, "message": "", "seconds": {"worker": 1.0}}), flush=True)
@@ -56,6 +56,13 @@ def test_a_busy_job_is_tried_again_and_one_that_kills_its_worker_ends_alone(fake
         "busy": ("done", 0), "dies": ("failed", 137), "other": ("done", 0),
     }  # fmt: skip
     assert results["dies"].message == "ended its worker 3 times: SIGKILL"
+
+
+def test_the_log_of_a_failed_job_names_that_of_its_batch(fake):
+    (batch,) = make_plan([Job((n,), (), ()) for n in ("wrong", "b")]).batches
+    assert [job.label for job in batch.jobs] == ["b", "wrong"]
+    assert run(fake, ["wrong", "b"], limit=2)["wrong"].code == 3
+    assert f"The log of its batch is {fake / '.objtune/log/b.txt'}" in (fake / ".objtune/log/wrong.txt").read_text()
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_stays_for_its_next_batch(fake):

@@ -59,14 +59,14 @@ class ThroughputSuite:
             atomic_files.write_file(mask_file, png.encode_png(mask))
             words += [str(photo), "--class", case.instance.kind, "--name", case.name, "--mask", str(mask_file)]
         command = command_runner.command_line(self.ctx, *words, project=project.folder)
-        before = _processor_seconds()
+        before = command_runner.processor_seconds()
         document, seconds, _ = command_runner.run_command(self.ctx, command, f"training of {cases[0].name}")
         command_runner.raise_failure(document, way, cases[0])
         result = {
             "key": key,
             "refs": [[r["ref"], r["sha256"]] for r in document["refs"]],
             "seconds": seconds,
-            "cpu_s": _processor_seconds() - before,
+            "cpu_s": command_runner.processor_seconds() - before,
         }
         atomic_files.write_file(file, (json.dumps(result) + "\n").encode())
         self.ctx.report.note(
@@ -125,11 +125,3 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench) -> list[Row]:
     rows += statistics.table_rows(f"{WAYS['alone']}, total", [total])
     rows += statistics.table_rows(f"{WAYS['beside']}, total", [{name: one[name] for name in total}])
     return rows + statistics.table_rows("ratio", [{name: one[name] / total[name] for name in total}])
-
-
-def _processor_seconds() -> float:
-    """Processor seconds, user and system, of ended child processes."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -172,6 +172,19 @@ def throughput(
     return print_rows(run, suite.run(ctx, out, photos, replace(config, prompt_rounds=1)), [])
 
 
+def jobs(
+    run: CommandRun,
+    photos: Annotated[int, typer.Argument(metavar="N", help="Number of jobs.")],
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Number of training steps; 0: the base model's.")] = 0,
+    seed: Seed = None,
+    out: OutDir = OUT,
+) -> CommandResult:
+    from objtune_cli.bench.suites import jobs as suite
+
+    ctx, config = resolve_unsharded(run, seed=seed)
+    return print_rows(run, suite.run(ctx, out, photos, config, steps), [])
+
+
 def dreambooth(
     run: CommandRun,
     folder: Annotated[
@@ -232,6 +245,7 @@ SUITES = {
     "scenes": Subcommand(scenes, "Compare ways to draw two and three objects in one image."),
     "place": Subcommand(place, "Compare ways to draw an object into a picture whose truth is known."),
     "throughput": Subcommand(throughput, "Train N photos by one command and by N commands: time and quality."),
+    "jobs": Subcommand(jobs, "Run a jobs file of N objects by two commands a job and by `run`: time."),
     "dreambooth": Subcommand(dreambooth, "Compare methods on photographs, with the papers' measures."),
     "masks": Subcommand(masks, "Measure `segment` on held-out scenes, by class word, box and point."),
     "show": Subcommand(show, "Print the table of a results.jsonl; measures nothing.", model={}),
