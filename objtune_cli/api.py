@@ -205,7 +205,7 @@ def generate(
         configs = python_arguments.resolve_variants(ctx, settings, n, seed, axes)
         choice = image_choice.Choice(best, axes, _as_path(sheet), _as_path(out))
         source = ctx.store.find(adapter, ("adapter",)) if adapter else None
-        drawing = image_choice.draw(ctx, list(prompts), configs, choice, source)
+        drawing = image_choice.draw_and_choose(ctx, list(prompts), configs, choice, source)
     scores = iter(drawing.scores)
     for result in drawing.results if best else ():
         result.metrics = {**result.metrics, "best": [next(scores) for _ in result.images]}

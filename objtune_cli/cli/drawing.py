@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 InitImage = Annotated[
     str | None,
-    typer.Option("--from", metavar="FILE", help="Picture to start from: variations of it; with --change."),
+    typer.Option("--from", metavar="FILE", help="Picture to start from in place of noise; see --change."),
 ]
 
 
@@ -34,7 +34,7 @@ Change = Annotated[
 Best = Annotated[
     int | None,
     typer.Option(
-        "--best", metavar="K", help="Keep the K best of the -n images of each prompt, by the tool's own checks."
+        "--best", metavar="K", help="Select the K best of the -n images of each prompt, by object and prompt score."
     ),
 ]
 
@@ -44,7 +44,7 @@ Grid = Annotated[
     typer.Option(
         "--grid",
         metavar="SETTING=A,B,…",
-        help="Draw a grid over a setting, for example strength=0.6,0.8,1; a second one goes down.",
+        help="Draw a grid over a setting, for example strength=0.6,0.8,1; a second --grid adds rows.",
     ),
 ]
 
@@ -61,7 +61,7 @@ CHOICE: dict[str, tuple[Any, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class GenerateRequest:
     """A request to `generate`.
 
     Attributes:
@@ -86,8 +86,8 @@ class Drawing:
         return {"init_image": str(locate_photo(ctx, source)) if source else None, "change": change}
 
 
-def draw(ctx: "StageContext", request: Drawing) -> CommandResult:
-    """Sample the images of a request; see `Drawing`.
+def draw(ctx: "StageContext", request: GenerateRequest) -> CommandResult:
+    """Sample the images of a request; see `GenerateRequest`.
 
     Raises:
         UsageError: Options do not fit together.
@@ -97,7 +97,9 @@ def draw(ctx: "StageContext", request: Drawing) -> CommandResult:
 
     axes = variants.parse_axes(list(request.options["grid"] or ()))
     choice = image_choice.Choice(request.options["best"], axes, request.options["sheet"], request.out)
-    drawn = image_choice.draw(ctx, request.prompts, _resolve_configs(ctx, request, axes), choice, request.source)
+    drawn = image_choice.draw_and_choose(
+        ctx, request.prompts, _resolve_configs(ctx, request, axes), choice, request.source
+    )
     extra = describe_prompts(ctx, drawn.results)
     if choice.best:
         files = [file for result in drawn.results for file in result.images]
@@ -107,7 +109,7 @@ def draw(ctx: "StageContext", request: Drawing) -> CommandResult:
     return CommandResult(drawn.results, printed="images", extra=extra)
 
 
-def _resolve_configs(ctx: "StageContext", request: Drawing, axes: "Sequence[Axis]") -> list[Generate]:
+def _resolve_configs(ctx: "StageContext", request: GenerateRequest, axes: "Sequence[Axis]") -> list[Generate]:
     """The settings of every variant.
 
     Raises:

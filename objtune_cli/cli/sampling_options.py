@@ -24,7 +24,7 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         metavar="N[,N…]",
-        help=f"Seed of the first image, {SEEDS}; several with commas: one image of each.",
+        help=f"Seed of the first image, {SEEDS}; several with commas: one image for each.",
         show_default=str(Generate().seed),
     ),
 ]
@@ -55,7 +55,7 @@ Style = Annotated[
     typer.Option(
         "--style",
         metavar="NAME",
-        help="Style of objtune.toml around the prompts; repeat it for several.",
+        help="Style from objtune.toml to apply to the prompts; repeat for several.",
         autocompletion=completion.style_name,
     ),
 ]
@@ -88,7 +88,7 @@ Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Image s
 
 Aspect = Annotated[
     str | None,
-    typer.Option("--aspect", metavar="W:H", help="Image shape, for example 3:2, in the base model's own area."),
+    typer.Option("--aspect", metavar="W:H", help="Aspect ratio, for example 3:2; the area stays the base model's."),
 ]
 
 
@@ -107,7 +107,7 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE:STRENGTH",
-        help="LoRA beside the objects, for example style.safetensors:0.7, or an adapter; repeat it for several.",
+        help="LoRA to use in addition to the objects, for example style.safetensors:0.7, or an adapter; repeat for several.",
     ),
 ]
 

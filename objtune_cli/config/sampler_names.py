@@ -10,7 +10,7 @@ SAMPLERS = (
 """Samplers; `dpm++` is DPM++ 2M, also written `dpmpp_2m`."""
 SCHEDULES = ("karras", "exponential", "beta", "trailing")
 """Noise levels or timesteps, behind the sampler's name and `_`."""
-HELP = "a sampler, and behind it _karras, _exponential, _beta or _trailing where the sampler has that schedule"
+HELP = "a sampler, optionally followed by _karras, _exponential, _beta or _trailing where it has that schedule"
 _LONG = {"dpm++": "dpmpp_2m"}
 _SPELLINGS = {
     "plms": "pndm", "euler_ancestral": "euler_a", "k_euler": "euler", "k_euler_a": "euler_a", "dpmpp": "dpm++", "dpmpp_2m": "dpm++", "dpm_2": "dpm2",

@@ -23,7 +23,7 @@ class Generate:
     )
     change: float = setting(
         0.6,
-        "Fraction of the noise schedule that `init_image` is sampled again from; 1: nothing of it stays.",
+        "Fraction of the noise schedule that `init_image` is sampled again from; 1 ignores the picture.",
         0.02,
         1,
         identifies=False,
@@ -35,7 +35,7 @@ class Generate:
         None, 1, auto="auto", absent=1.0,
     )  # fmt: skip
     prompt_guidance_scale: float = setting(
-        -1.0, "Scale of the frozen base's own direction for the prompt's other words (composable diffusion); one more call of the base a step.",
+        -1.0, "Scale of the frozen base's own direction for the prompt's other words (composable diffusion); costs one more call of the base per step.",
         None, 20, auto="auto", absent=0.0,
     )  # fmt: skip
     subject_conditioning_start: float = setting(
@@ -44,7 +44,7 @@ class Generate:
     )  # fmt: skip
     autoguidance_scale: float = setting(
         0.0,
-        "Scale of the difference between the adapter and the frozen base with the class word (autoguidance, arXiv:2406.02507); one more sample a step.",
+        "Scale of the difference between the adapter and the frozen base with the class word (autoguidance, arXiv:2406.02507); costs one more sample per step.",
         0,
         20,
         absent=0.0,
@@ -58,7 +58,7 @@ class Generate:
     )
     lora: str = setting(
         "",
-        "LoRA files or adapters that act beside the objects, each with its strength: `style.safetensors:0.7`; several with a comma.",
+        "LoRA files or adapters that act in addition to the objects' own, each with its strength: `style.safetensors:0.7`; several with commas.",
         auto="none",
         identifies=False,
         path="loras",
@@ -81,12 +81,12 @@ class Generate:
     )
     prompt_syntax: Literal["a1111", "comfyui", "plain"] = setting(
         "a1111",
-        "How weights and breaks in prompts are read and act: as A1111 or ComfyUI do, in any length; plain: as text, up to the base's window.",
+        "How weights and breaks in prompts are read: as in A1111 or ComfyUI, in prompts of any length; plain: as text, up to the base's token limit.",
         absent="plain",
     )
     scheduler: str = text_setting(
         "auto",
-        f"Sampler: {', '.join(SAMPLERS)}; behind it may stand _karras, _exponential, _beta or _trailing. "
+        f"Sampler: {', '.join(SAMPLERS)}; optionally followed by _karras, _exponential, _beta or _trailing. "
         "Names of A1111, ComfyUI and diffusers are accepted. auto: the base model's own.",
         read_scheduler,
         auto="auto",
@@ -163,7 +163,7 @@ class Place:
     )
     change: float = setting(
         1.0,
-        "Fraction of the noise schedule that the object is drafted from; lower: more of what was there stays.",
+        "Fraction of the noise schedule that the object is drafted from; lower values keep more of the photo.",
         0.05,
         1,
     )
@@ -174,7 +174,7 @@ class Place:
     )
     harmonize: float = setting(
         0.5,
-        "Fraction of the noise schedule that the placed object is sampled again from, in its new background. 0: not again.",
+        "Fraction of the noise schedule that the placed object is sampled again from, in its new background. 0: skip this.",
         0,
         1,
     )

@@ -33,7 +33,7 @@ class Common:
         "Number format of the frozen base. auto: bf16 on GPUs that support it, and for training on CPUs that support it.",
     )
     clip_model: str = setting(
-        "", "CLIP model with a vision encoder for the base's text encoder: hub id, folder or safetensors file; two with a comma for SDXL and SD 3. auto: "
+        "", "CLIP model with a vision encoder for the base's text encoder: hub id, folder or safetensors file; for SDXL and SD 3 two, separated by a comma. auto: "
         "clip/ in the base's folder, else the base's own from the hub if it is on this machine.", auto="auto", path="models",
     )  # fmt: skip
     vae: str = setting(

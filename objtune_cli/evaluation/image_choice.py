@@ -46,7 +46,7 @@ class DrawnImages:
     sheets: list[Path]
 
 
-def draw(
+def draw_and_choose(
     ctx: StageContext, prompts: list[str], configs: Sequence[Generate], choice: Choice, source: Ref | None = None
 ) -> DrawnImages:
     """Sample the images of prompts with each of several settings; keep the best, and write the sheets.

@@ -77,7 +77,7 @@ def _load_components(
         overrides = single_file.describe(weights, prediction).schedule
     family = _detect_family(folder)
     if not weights:
-        folders.check(family, folder, vae)
+        folders.check_folder(family, folder, vae)
     try:
         model = _build_model(family, folder, device, dtype, weights, vae, overrides)
     except OSError as error:

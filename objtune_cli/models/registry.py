@@ -98,7 +98,7 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
     """Return the base model in a diffusers folder."""
     family = _detect_family(ident, folder)
     _check_prediction(family, prediction)
-    folders.check(family, folder, vae)
+    folders.check_folder(family, folder, vae)
     if vae is not None:
         has_own = (folder / "vae/config.json").is_file()
         vae_override.check_vae(

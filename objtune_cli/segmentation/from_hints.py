@@ -218,7 +218,7 @@ class PhotoSegmenter:
                 f"{path.name}: it looks inverted, white all around: what is black or transparent in it is taken as the object"
             )
             cover, own = 255 - cover, 255 - own
-        return cover, quality_gate.outline_reason(own if own.size < cover.size else cover)
+        return cover, quality_gate.explain_outline(own if own.size < cover.size else cover)
 
     def _hints(self, target: Target, rough: "np.ndarray | None") -> "Hints":
         from objtune_cli.segmentation.types import Hints

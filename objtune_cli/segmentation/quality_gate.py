@@ -54,7 +54,7 @@ def is_inverted(mask: "np.ndarray") -> bool:
     return float(border.mean()) > 1 - INSIDE_BORDER and MIN_AREA <= free <= MAX_INSIDE
 
 
-def outline_reason(mask: "np.ndarray") -> str:
+def explain_outline(mask: "np.ndarray") -> str:
     """Why a mask is only an outline, closed or dashed, and not filled; an empty text for filled masks."""
     import cv2
     import numpy as np

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import GateError, InputError, ObjtuneError, UsageError
-from objtune_cli.images import photographs
+from objtune_cli.images import photo_or_drawing
 from objtune_cli.models import hub_cache, registry, segmenter_lookup
 from objtune_cli.store import regular_files
 from objtune_cli.workflow.context import StageContext
@@ -100,7 +100,7 @@ def adapt_to_photograph(
     Args:
         has_detector: Whether a detector makes a box from the class word.
     """
-    if not choice.is_fallback or not photographs.looks_like_photograph(rgb):
+    if not choice.is_fallback or not photo_or_drawing.looks_like_photograph(rgb):
         return choice
     by_word = not has_detector and any(target.has_no_hint for target in targets)
     best = segmenter_lookup.find_best()
@@ -127,7 +127,7 @@ def require_place(
     """
     if choice is None or not choice.is_fallback or not (target.has_no_hint or _has_points_only(target)):
         return
-    if ctx.force or not photographs.looks_like_photograph(rgb):
+    if ctx.force or not photo_or_drawing.looks_like_photograph(rgb):
         return
     ctx.base  # noqa: B018  (a base that is not on this machine is the first thing to bring)
     raise GateError(

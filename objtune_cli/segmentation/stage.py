@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Segment, identifying
 from objtune_cli.errors import GateError, InputError, ObjtuneError
-from objtune_cli.images import photo, photographs, png
+from objtune_cli.images import photo, photo_or_drawing, png
 from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, segmenters, transparent_photo
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.store import garbage
@@ -79,7 +79,7 @@ def _choose_segmenter(
 
 def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> None:
     """Say that a photograph meets a base that knows only drawings, and how to get one that knows photographs."""
-    if segmenters.is_drawn_world(ctx) and photographs.looks_like_photograph(picture.rgb):
+    if segmenters.is_drawn_world(ctx) and photo_or_drawing.looks_like_photograph(picture.rgb):
         ctx.note_once(
             f"{path.name} looks like a photograph, and {ctx.base.id} knows only drawings; for photographs: "
             "`objtune fetch --base sd15`, then the same command with `--base sd15`"

@@ -118,7 +118,7 @@ def check_prompts(jobs: Sequence[Job], store: Store, syntax: str = "a1111") -> N
             known |= {*held, name} if len(held) == 1 else {*held}
     for text, (job, own_syntax) in texts.items():
         read, _ = prompt_text.read_names(text, known.__contains__)
-        read, _ = prompt_tags.take_loras(read, f"a prompt of the job {job.label}", known.__contains__, own_syntax)
+        read, _ = prompt_tags.extract_loras(read, f"a prompt of the job {job.label}", known.__contains__, own_syntax)
         read, _ = prompt_text.take_strengths(read)
         prompt_text.check_brackets(read, known.__contains__)
         missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")

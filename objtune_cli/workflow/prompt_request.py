@@ -120,7 +120,7 @@ def _read_text(
 ) -> tuple[str, prompt_tags.LoraTags, list[tuple[str, str]]]:
     """A prompt with names as `<name>` and without LoRA tags, its LoRA tags, and what was read as a name."""
     written, changed = text.read_names(typed, trained.has)
-    return *prompt_tags.take_loras(written, where, trained.has, syntax), changed
+    return *prompt_tags.extract_loras(written, where, trained.has, syntax), changed
 
 
 def _note_language(ctx: StageContext, texts: list[str]) -> None:

@@ -14,7 +14,7 @@ MAX_SHOWN = 24
 """Number of characters of a prompt that a message about its brackets shows."""
 
 
-def take_loras(text: str, where: str, is_trained: Callable[[str], bool], syntax: str) -> tuple[str, LoraTags]:
+def extract_loras(text: str, where: str, is_trained: Callable[[str], bool], syntax: str) -> tuple[str, LoraTags]:
     """Check a prompt's brackets, and read its LoRA tags.
 
     Args:

@@ -364,9 +364,9 @@ def test_an_outline_is_no_filled_mask(cli, tmp_path):
 def test_a_thin_line_in_a_small_photo_is_an_outline():
     ring = np.zeros((72, 96), np.uint8)
     cv2.circle(ring, (48, 36), 10, 255, 1)
-    assert "it is an outline" in quality_gate.outline_reason(ring)
+    assert "it is an outline" in quality_gate.explain_outline(ring)
     cv2.circle(ring, (48, 36), 10, 255, 6)  # a ring of its own thickness is an object
-    assert not quality_gate.outline_reason(ring)
+    assert not quality_gate.explain_outline(ring)
 
 
 @pytest.mark.parametrize("scale", [0.45, 0.5, 0.6, 0.75, 0.9, 1.33, 2])
@@ -404,16 +404,16 @@ def test_thin_objects_are_no_outlines(name):
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     for line in THIN_OBJECTS[name]:
         cv2.polylines(canvas, [np.array(line, np.int32)], False, 255, 5)
-    assert not quality_gate.outline_reason(canvas)
+    assert not quality_gate.explain_outline(canvas)
 
 
 def test_an_outline_with_gaps_is_an_outline():
     for start, end, thin in ((20, 340, True), (60, 300, False)):  # an arc that is half open is a hook
         arc = cv2.ellipse(np.zeros((SIZE, SIZE), np.uint8), (128, 128), (90, 60), 0, start, end, 255, 5)
-        assert bool(quality_gate.outline_reason(arc)) == thin
+        assert bool(quality_gate.explain_outline(arc)) == thin
     house = np.array(
         [(40, 220), (40, 120), (128, 40), (216, 120), (216, 220), (150, 220), (150, 150), (106, 150), (106, 220)]
     )
     torn = cv2.polylines(np.zeros((SIZE, SIZE), np.uint8), [house.astype(np.int32)], True, 255, 3)
     torn[150:170] = 0
-    assert quality_gate.outline_reason(torn)
+    assert quality_gate.explain_outline(torn)

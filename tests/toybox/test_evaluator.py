@@ -378,8 +378,11 @@ def test_objects_of_one_description_come_in_a_row_with_marks(monkeypatch: pytest
     assert (first == first[0]).all() and (second == second[0]).all()
     assert [first[0, 0], second[0, 0]] == [CLASSES.index(kind) for kind in marked.world.classes[:2]]
     rows = recipe._rows(recipe._by_class(shard.labels), torch.Generator().manual_seed(0), recipe.NAMESAKES)
-    assert set(rows // recipe.VIEWS) == set(range(8)) and recipe.namesakes(marked.world) == recipe.NAMESAKES == 4
-    assert recipe.namesakes(MEDIUM) == 1
+    assert (
+        set(rows // recipe.VIEWS) == set(range(8))
+        and recipe.instances_per_description(marked.world) == recipe.NAMESAKES == 4
+    )
+    assert recipe.instances_per_description(MEDIUM) == 1
 
 
 def test_retrieval_among_objects_of_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:

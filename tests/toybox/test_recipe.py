@@ -139,7 +139,7 @@ def test_latents_are_encoded_once_for_each_encoder(tmp_path: Path, monkeypatch: 
     data, vae = _toy_data(), autoencoder.build(TINY).eval()
     bank = latent_cache.load_or_encode(tmp_path, data, vae)
     with torch.no_grad():
-        expected = vae.encode(autoencoder.to_unit(data.pictures)).latent_dist.mean.permute(0, 2, 3, 1)
+        expected = vae.encode(autoencoder.to_tensor(data.pictures)).latent_dist.mean.permute(0, 2, 3, 1)
     np.testing.assert_allclose(bank, expected.numpy(), atol=2e-3)
     with monkeypatch.context() as patched:
         patched.setattr(vae, "encode", lambda _: pytest.fail("encoded again"))
@@ -311,7 +311,7 @@ def test_parts_of_the_cpu_preset_fit_each_other() -> None:
 
 
 def test_pictures_to_the_unit_range() -> None:
-    x = autoencoder.to_unit(np.array([[[[0, 255, 51]]]], np.uint8))
+    x = autoencoder.to_tensor(np.array([[[[0, 255, 51]]]], np.uint8))
     torch.testing.assert_close(x, torch.tensor([-1.0, 1.0, -0.6]).view(1, 3, 1, 1))
 
 

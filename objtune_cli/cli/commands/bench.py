@@ -34,7 +34,7 @@ Methods = Annotated[
     ),
 ]
 SceneMethods = Annotated[
-    str | None, typer.Option("--methods", metavar="NAMES", help="Ways to several objects, separated by commas.")
+    str | None, typer.Option("--methods", metavar="NAMES", help="Methods for several objects, separated by commas.")
 ]
 Prompts = Annotated[
     str | None,
@@ -60,9 +60,7 @@ def objects(
     out: OutDir = OUT,
     reuse: Annotated[
         Path | None,
-        typer.Option(
-            "--reuse", metavar="FILE", help="A results.jsonl whose results are not measured again.", show_default=False
-        ),
+        typer.Option("--reuse", metavar="FILE", help="A results.jsonl whose results are reused.", show_default=False),
     ] = None,
 ) -> CommandResult:
     from objtune_cli.bench.suites import objects as suite
@@ -138,7 +136,8 @@ def place(
         int | None, typer.Option("--objects", help="Number of held-out objects.", show_default="6")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", metavar="NAMES", help="Ways into a picture, separated by commas.")
+        str | None,
+        typer.Option("--methods", metavar="NAMES", help="Methods of placing an object, separated by commas."),
     ] = None,
     seed: Seed = None,
     quick: Quick = False,
@@ -243,7 +242,7 @@ SUITES = {
     "speed": Subcommand(speed, "Time a training step against DreamBooth-LoRA, here and at Stable Diffusion's size."),
     "memory": Subcommand(memory, "Count the GPU memory of a run at Stable Diffusion's sizes, on any machine."),
     "scenes": Subcommand(scenes, "Compare ways to draw two and three objects in one image."),
-    "place": Subcommand(place, "Compare ways to draw an object into a picture whose truth is known."),
+    "place": Subcommand(place, "Compare ways to draw an object into a picture with known ground truth."),
     "throughput": Subcommand(throughput, "Train N photos by one command and by N commands: time and quality."),
     "jobs": Subcommand(jobs, "Run a jobs file of N objects by two commands a job and by `run`: time."),
     "dreambooth": Subcommand(dreambooth, "Compare methods on photographs, with the papers' measures."),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from objtune_cli.cli import completion
-from objtune_cli.cli.drawing import CHOICE, Drawing, draw
+from objtune_cli.cli.drawing import CHOICE, GenerateRequest, draw
 from objtune_cli.cli.options import with_options
 from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.cli.sampling_options import SAMPLING, Out, check_copies
@@ -19,7 +19,7 @@ def generate(
     prompt: Annotated[
         list[str] | None,
         typer.Argument(
-            help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt a line.'
+            help='For example "a photo of <rex> on the beach"; <rex@2> asks for version 2; - reads stdin, one prompt per line.'
         ),
     ] = None,
     adapter: Annotated[
@@ -33,7 +33,7 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="Also read prompts from a file, one a line."),
+        typer.Option("--prompts", metavar="FILE", help="Also read prompts from a file, one per line."),
     ] = None,
     out: Out = None,
     **options: Any,
@@ -47,4 +47,4 @@ def generate(
     check_copies(options, out)
     ctx = run.context(create=False)
     source = ctx.store.find(adapter, ("adapter",)) if adapter else None
-    return draw(ctx, Drawing(prompts, source, options, out))
+    return draw(ctx, GenerateRequest(prompts, source, options, out))

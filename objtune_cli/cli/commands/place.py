@@ -37,7 +37,7 @@ def place(
     change: Annotated[
         float | None,
         typer.Option(
-            help="How much the region changes, 0.05 to 1; lower: more of what was there stays.",
+            help="How much the region changes, 0.05 to 1; lower values keep more of the photo.",
             show_default=str(Place().change),
         ),
     ] = None,

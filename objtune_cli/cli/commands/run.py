@@ -41,7 +41,7 @@ Together = Annotated[
         min=1,
         max=64,
         metavar="N",
-        help="Most jobs that a worker trains side by side.",
+        help="Largest number of jobs that a worker trains together.",
         show_default="auto",
     ),
 ]

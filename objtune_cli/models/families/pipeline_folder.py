@@ -164,7 +164,7 @@ def read_header(path: Path, name: str = "") -> dict[str, Any]:
     return header
 
 
-def check(family: "Family", folder: Path, vae: Path | None = None) -> None:
+def check_folder(family: "Family", folder: Path, vae: Path | None = None) -> None:
     """Refuse a folder with missing or damaged components, or of another kind of model than the family's.
 
     Args:

@@ -91,7 +91,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         return
 
     def sample(unet, step: int) -> None:
-        pipe = save_pipeline.pipeline(words, clip, vae, unet).to(unet.device)
+        pipe = save_pipeline.build_pipeline(words, clip, vae, unet).to(unet.device)
         sheet_images = samples.draw(
             pipe, samples.prompts(preset.world, 24), preset.size, 15, save_pipeline.SAMPLING["guidance_scale"]
         )

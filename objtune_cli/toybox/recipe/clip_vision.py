@@ -14,7 +14,7 @@ from objtune_cli.toybox.captions import PLACES
 from objtune_cli.toybox.recipe.dataset import HELD_BACK, LABELS, ToyboxDataset
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
-from objtune_cli.toybox.recipe.vae import to_unit
+from objtune_cli.toybox.recipe.vae import to_tensor
 from objtune_cli.toybox.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLOURS, PATTERNS
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -79,7 +79,7 @@ def train(work: Path, preset: Preset, data: ToyboxDataset, tokenizer, clip, devi
         texts = [data.captions[r][k] for r, k in zip(rows, pick, strict=True)]
         texts = [without_place(t) if a else t for t, a in zip(texts, is_cut_out.tolist(), strict=True)]
         masks = torch.from_numpy(data.masks[rows]).float()[:, None] / 255
-        pictures, masks = cut_out(normalize(to_unit(data.pictures[rows])), masks, is_cut_out)
+        pictures, masks = cut_out(normalize(to_tensor(data.pictures[rows])), masks, is_cut_out)
         labels[is_cut_out, 0, LABELS.index("background")] = -1
         labels[~lone, 0] = torch.where(torch.arange(len(LABELS)) == 1, labels[~lone, 0], -1)
         labels = labels.to(device)
@@ -122,7 +122,7 @@ def contrastive_loss(vector: Tensor, aim: Tensor, texts: list[str]) -> Tensor:
 
 @torch.no_grad()
 def _evaluate(clip, network, data: ToyboxDataset) -> None:
-    x = normalize(to_unit(data.pictures[-512:]))
+    x = normalize(to_tensor(data.pictures[-512:]))
     labels = torch.from_numpy(data.labels[-512:]).long()
     lone = labels[:, 1, 0] < 0
     pooled = network["tower"](pixel_values=x).pooler_output

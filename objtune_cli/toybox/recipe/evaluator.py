@@ -20,7 +20,7 @@ from objtune_cli.toybox.evaluator.network import ATTRIBUTES, CROP, FRAME, GRID, 
 from objtune_cli.toybox.recipe.dataset import LABELS, map_shards
 from objtune_cli.toybox.recipe.presets import Preset
 from objtune_cli.toybox.recipe.train_loop import Plan, fit
-from objtune_cli.toybox.recipe.vae import to_unit
+from objtune_cli.toybox.recipe.vae import to_tensor
 
 VIEWS, SHARD = 4, 200
 """Scenes of each object, objects per shard."""
@@ -78,11 +78,11 @@ def _instances(rng: np.random.Generator, dial: world.Dial) -> Iterator[world.Ins
     for kind in itertools.cycle(dial.classes):
         instance = world.sample_instance(rng, dial, kind=kind)
         yield instance
-        for _ in range(namesakes(dial) - 1):
+        for _ in range(instances_per_description(dial) - 1):
             yield world.sample_namesake(rng, instance, dial)
 
 
-def namesakes(dial: world.Dial) -> int:
+def instances_per_description(dial: world.Dial) -> int:
     """Number of training instances in a row with the same words."""
     return NAMESAKES if dial.marks[1] else 1
 
@@ -115,8 +115,8 @@ def train(work: Path, preset: Preset, device: str = "cpu", processes: int = 2) -
     by_class = _by_class(data.labels)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        rows = _rows(by_class, g, namesakes(preset.world))
-        x = to_unit(data.pictures[rows])
+        rows = _rows(by_class, g, instances_per_description(preset.world))
+        x = to_tensor(data.pictures[rows])
         boxes, labels = torch.from_numpy(data.boxes[rows]), torch.from_numpy(data.labels[rows]).long()
         spoiled = degrade(x, g)
         return (_finder_losses(network, spoiled, boxes, labels, device) if step % 3 == 0 else {}) | _reader_losses(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from objtune_cli.toybox.recipe.dataset import HELD_BACK, SHARD, ToyboxDataset
-from objtune_cli.toybox.recipe.vae import to_unit
+from objtune_cli.toybox.recipe.vae import to_tensor
 
 BATCH = 32
 
@@ -40,7 +40,7 @@ def _encode(folder: Path, data: ToyboxDataset, vae, start: int, end: int) -> np.
     file = folder / f"{start:06d}-{end:06d}.npy"
     if not file.exists():
         rows = [
-            vae.encode(to_unit(data.pictures[i : min(i + BATCH, end)])).latent_dist.mean.permute(0, 2, 3, 1)
+            vae.encode(to_tensor(data.pictures[i : min(i + BATCH, end)])).latent_dist.mean.permute(0, 2, 3, 1)
             for i in range(start, end, BATCH)
         ]
         partial = file.with_suffix(".partial.npy")

@@ -29,7 +29,7 @@ TRAINING = {
 """Training settings of this base, which `train` reads from its folder; they train an object in about a minute."""
 
 
-def pipeline(tokenizer, clip, vae, unet):
+def build_pipeline(tokenizer, clip, vae, unet):
     """`StableDiffusionPipeline` of the parts; its text encoder is a copy of CLIP's."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
@@ -53,7 +53,7 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
     if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
         raise SystemExit(f"error: {folder} holds no base; give an empty folder")
     shutil.rmtree(folder, ignore_errors=True)
-    pipe = pipeline(tokenizer, clip, vae, unet)
+    pipe = build_pipeline(tokenizer, clip, vae, unet)
     pipe.to(torch.float16).save_pretrained(folder)
     clip.half().save_pretrained(folder / "clip")
     record = {

@@ -37,7 +37,7 @@ def build(preset: Preset):
     return load_start(network, preset.start, "vae").to(memory_format=torch.channels_last)
 
 
-def to_unit(pictures: np.ndarray) -> Tensor:
+def to_tensor(pictures: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float in [-1, 1], channels last."""
     x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def train(work: Path, preset: Preset, data: ToyboxDataset, device: str = "cpu"):
     whole_from = int(0.8 * preset.vae_steps)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        x = to_unit(_sample_pictures(preset, data, g, whole=step >= whole_from)).to(device)
+        x = to_tensor(_sample_pictures(preset, data, g, whole=step >= whole_from)).to(device)
         posterior = vae.encode(x).latent_dist
         latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g).to(device)
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
@@ -73,7 +73,7 @@ def train_decoder(work: Path, preset: Preset, data: ToyboxDataset, vae, device: 
     whole_from = int(0.8 * preset.decoder_steps)
 
     def losses(step: int, g: torch.Generator) -> dict[str, Tensor]:
-        x = to_unit(_sample_pictures(preset, data, g, whole=step >= whole_from)).to(device)
+        x = to_tensor(_sample_pictures(preset, data, g, whole=step >= whole_from)).to(device)
         with torch.no_grad():
             latent = vae.encode(x).latent_dist.mean
         return _reconstruction_losses(vae.decode(latent).sample - x)
@@ -133,7 +133,7 @@ def measure(x: Tensor, y: Tensor, cover: Tensor) -> dict[str, float]:
 
 def _evaluate(vae, data: ToyboxDataset):
     """Set the scaling factor to 1 / std of the latents; print the measures of validation images."""
-    x = to_unit(data.pictures[-256:])
+    x = to_tensor(data.pictures[-256:])
     cover = F.interpolate(torch.from_numpy(data.masks[-256:]).float()[:, None] / 255, size=x.shape[-2:])
     z, y = reconstruct(vae, x)
     vae.register_to_config(scaling_factor=float(1 / z.std()))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from objtune_cli.images.photographs import looks_like_photograph
+from objtune_cli.images.photo_or_drawing import looks_like_photograph
 from objtune_cli.toybox import world
 from objtune_cli.toybox.renderer import render
 
