@@ -55,6 +55,13 @@ LOGGING: dict[str, tuple[Any, Any]] = {
     name: (Annotated[Path | None, typer.Option(f"--{name}", metavar=each.metavar, help=each.help)], None)
     for name, each in LOGGERS.items()
 }
+LOGGING["log"] = (
+    Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="TRACKER", help="Log to tensorboard, wandb or trackio; may be repeated."),
+    ],
+    None,
+)
 GLOBAL: dict[str, tuple[Any, Any]] = {
     "project": (ProjectDir, None), "json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, False), **LOGGING,
 }  # fmt: skip

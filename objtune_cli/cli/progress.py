@@ -5,10 +5,17 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objtune_cli.cli.console import escape_control_chars, use_color
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+NOT_SHOWN = ("learning_rate", "embedding_lr", "gradient_norm", "memory_mb")
+"""Values of steps that are for metric loggers alone."""
+LOGGED_STAGES = ("scores",)
+"""Stages that are for metric loggers alone: a note says the same."""
 PLAIN_EVERY = 0.05
 """Off a terminal, at most one progress line for each such share of the work."""
 
@@ -37,11 +44,13 @@ class ConsoleProgress:
                 print(escape_control_chars(text), file=sys.stderr, flush=True)
 
     def step(self, stage: str, done: int, total: int, **values: float) -> float | None:
-        """Show a step: a bar on a terminal, a plain line now and then elsewhere.
+        """Show a step: a bar on a terminal, a plain line now and then elsewhere; stages of `LOGGED_STAGES` not at all.
 
         Returns:
             The seconds left in the stage; None for the first step, and for a thread that is not shown.
         """
+        if stage in LOGGED_STAGES:
+            return None
         with self._lock:
             thread = threading.get_ident()
             # the main thread waits while others work
@@ -56,7 +65,9 @@ class ConsoleProgress:
         seconds, steps = time.monotonic() - self._started, done - self._first_step
         seconds_left = seconds / steps * (total - done) if steps else None
         text = "  ".join(
-            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in values.items()
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+            for name, value in values.items()
+            if name not in NOT_SHOWN
         )
         if self.terminal:
             self._bar.update(self._task, completed=done, total=total, values=text)
@@ -97,27 +108,25 @@ class ConsoleProgress:
         self._end_bar()
 
     def show_image(self, path: Path) -> None:
-        """Show an image on a terminal, in half blocks; nothing elsewhere."""
-        if not self.terminal:
-            return
+        """Show an image file on a terminal; nothing elsewhere."""
+        if self.terminal:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self._show(image.convert("RGB"))
+
+    def image(self, rgb: Any) -> None:
+        """Show an image (H, W, 3) uint8 on a terminal; nothing elsewhere."""
+        if self.terminal:
+            from PIL import Image
+
+            self._show(Image.fromarray(rgb))
+
+    def _show(self, image: "Image.Image") -> None:
         from rich.console import Console
 
-        self._end_bar()
-        Console(stderr=True).print(half_blocks(path), highlight=False)
+        from objtune_cli.cli import terminal_images
 
-
-def half_blocks(path: Path, width: int = 72) -> Any:
-    """An image as rich text of `width` characters, two pixels each, one above the other."""
-    from PIL import Image
-    from rich.text import Text
-
-    image = Image.open(path).convert("RGB")
-    height = max(2, round(image.height / image.width * width / 2) * 2)
-    pixels = image.resize((width, height)).load()
-    text = Text()
-    for y in range(0, height, 2):
-        for x in range(width):
-            up, low = pixels[x, y], pixels[x, y + 1]  # type: ignore[index]
-            text.append("▀", style=f"rgb({up[0]},{up[1]},{up[2]}) on rgb({low[0]},{low[1]},{low[2]})")  # type: ignore[index]
-        text.append("\n")
-    return text
+        with self._lock:
+            self._end_bar()
+            Console(stderr=True).print(terminal_images.render(image), highlight=False)

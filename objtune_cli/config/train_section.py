@@ -161,6 +161,15 @@ class Train:
         identifies=False,
         neutral=False,
     )
+    sample_every: int = setting(
+        -1,
+        "Steps between samples of the object while it trains. auto: up to six times a run, in at most 5 % of its time; 0: never.",
+        -1,
+        1_000_000,
+        auto="auto",
+        identifies=False,
+        neutral=0,
+    )
     fix_embedding_norm: bool = setting(True, "Keep the token's vectors at the class word's norm.", neutral=False)
     embedding_only_steps: int = setting(
         0, "First steps, in which only the token is trained; after them only the layers are.", 0, 1_000_000

@@ -171,7 +171,7 @@ def _build_runs(
     runs = sorted((run for part in built for run in part), key=lambda run: run.number)
     for run in runs if tensors else []:  # after all are built: teacher predictions need the others' initial weights
         prefix = f"{run.number}."
-        run.trainer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        run.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     if tensors:
         ctx.report.note(f"resumes at step {max(run.trainer.step for run in runs)}")
     return runs

@@ -14,6 +14,8 @@ from objtune_cli.workflow.context import StageContext
 if TYPE_CHECKING:
     from torch import Tensor
 
+FILE = "preview.png"
+"""The sheet beside an adapter."""
 MAX_PHOTOS = 9
 """Largest number of photos in the sheet."""
 
@@ -73,4 +75,4 @@ def draw(ctx: StageContext, record: Record, starts: list[Record]) -> Path:
     scale = max(1, 192 // rgb.shape[1])
     grid = png.make_grid(rgb, 3, scale=scale)
     ctx.report.image("preview", len(prompts), record.name, grid)
-    return ctx.store.write_image(record.ref, "preview.png", png.encode_png(grid))
+    return ctx.store.write_image(record.ref, FILE, png.encode_png(grid))

@@ -1,11 +1,15 @@
 """The end of a training run: its adapter is scored by self-evaluation and published."""
 
+import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from objtune_cli.errors import InputError, NonFiniteError
+from objtune_cli.images import png
 from objtune_cli.store.kinds.adapter import AdapterArtifact
+from objtune_cli.store.refs import Ref
+from objtune_cli.training import history, progress_samples
 from objtune_cli.training.run_loop import TrainingRun
 from objtune_cli.workflow.context import StageContext, StageResult
 
@@ -43,7 +47,18 @@ def publish(ctx: StageContext, run: TrainingRun) -> StageResult:
         layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
         metrics |= _self_evaluate(ctx, trainer, run.judge)
     ref = ctx.publish(replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
+    _write_history(ctx, run, ref)
     return StageResult(ref, False, [], metrics)
+
+
+def _write_history(ctx: StageContext, run: TrainingRun, ref: Ref) -> None:
+    """Write curves and samples beside the adapter."""
+    prompts = progress_samples.prompts_of(list(run.plan.record.objects))
+    document = json.dumps(run.history.document(prompts), allow_nan=False)
+    ctx.store.write(f"{ref.images_key}{history.FILE}", document.encode())
+    if run.history.samples:
+        strip = progress_samples.draw_strip(run.history.samples, run.history.scores)
+        ctx.store.write_image(ref, progress_samples.STRIP, png.encode_png(strip))
 
 
 def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "SelfEvaluation | None":
@@ -86,6 +101,7 @@ def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation
     if not all(math.isfinite(v) for v in scores.values()):
         note("no scores: they are not finite")
         return {}
+    ctx.report.step("scores", trainer.step, trainer.total, **scores)
     note(
         "  ".join(f"{name} {scores[name]:.2f}" for name in ("identity", "prompt", "drift", "copy"))
         + f"  ({trainer.step} steps)"

@@ -1,36 +1,47 @@
-"""The training loop: steps of one run, or of several in step, with progress, checkpoints and signals."""
+"""The training loop: steps of one run, or of several in step, with progress, samples, checkpoints and signals."""
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import GateError, Stopped
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import EXTRA_BYTES, DiskReservation
-from objtune_cli.training import unfinished_runs
+from objtune_cli.training import progress_samples, unfinished_runs
+from objtune_cli.training.history import TrainingHistory
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import ProcessGroup
     from objtune_cli.training.self_evaluation import SelfEvaluation
     from objtune_cli.training.stage import TrainingPlan
     from objtune_cli.training.trainer import Trainer
 
+LOGGED_VALUES = ("learning_rate", "embedding_lr", "gradient_norm")
+"""Values of a step for metric loggers; a terminal shows the losses alone."""
 SAVE_INTERVAL = 30.0
 """Seconds between checkpoints; a signal saves at once."""
 
 
 @dataclass(eq=False, slots=True)
 class TrainingRun:
-    """One adapter in training, and the self-evaluation that scores it at the end."""
+    """One adapter in training, the self-evaluation that scores it, and its curves and samples so far."""
 
     number: int
     plan: "TrainingPlan"
     trainer: "Trainer"
     judge: "SelfEvaluation | None"
+    history: TrainingHistory = field(default_factory=TrainingHistory)
+
+    def restore(self, tensors: "Mapping[str, Tensor]") -> None:
+        """Continue from a checkpoint."""
+        self.trainer.restore(tensors)
+        self.history.restore(tensors)
 
 
 class TrainingLoop:
@@ -79,9 +90,12 @@ class TrainingLoop:
 
     def _step(self) -> None:
         """One step of each run; a run that diverges leaves the loop."""
+        from objtune_cli.runtime import memory
         from objtune_cli.training import multi_trainer
 
+        started = time.monotonic()
         errors = multi_trainer.train_step([run.trainer for run in self.active])
+        seconds = (time.monotonic() - started) / len(self.active)
         self.failed += [(run, errors[run.trainer]) for run in self.active if run.trainer in errors]
         self.active = [run for run in self.active if run.trainer not in errors]
         if not self.active:
@@ -89,8 +103,14 @@ class TrainingLoop:
         trainers = [run.trainer for run in self.active]
         step, total = trainers[0].step, max(t.total for t in trainers)
         loss = sum(t.running_loss for t in trainers) / len(trainers)
-        details: dict[str, Any] = {"objects": len(trainers)} if self.shared else trainers[0].running_losses
+        details: dict[str, Any] = {"objects": len(trainers)}
+        if not self.shared:
+            rates = {name: trainers[0].measured[name] for name in LOGGED_VALUES}
+            memory_mb = round(memory.peak_mb(trainers[0].model.device.type))
+            details = trainers[0].running_losses | rates | {"memory_mb": memory_mb}
         self.ctx.report.step("train", step, total, loss=loss, **details)
+        for run in self.active:
+            self._record(run, seconds)
         group = trainers[0].model.process_group
         signum = group.all_reduce_max(self.ctx.stopped()) if group is not None else self.ctx.stopped()
         is_due = time.monotonic() - self._saved_at > SAVE_INTERVAL
@@ -106,6 +126,7 @@ class TrainingLoop:
         model = self.active[0].trainer.model
         if not is_main_process(model.process_group):
             return
+        started = time.monotonic()
         with self.reservation.lend(self.checkpoint_bytes()):
             self.checkpoint.about = unfinished_runs.checkpoint_header(
                 [(run.plan.record, run.trainer) for run in self.active], describe_environment(model)
@@ -114,10 +135,27 @@ class TrainingLoop:
                 {
                     f"{run.number}.{name}" if self.shared else name: value
                     for run in self.active
-                    for name, value in run.trainer.state().items()
+                    for name, value in (run.trainer.state() | run.history.state()).items()
                 }
             )
-        self._saved_at = time.monotonic()
+        now = time.monotonic()
+        for run in self.active:
+            run.history.record_seconds("save", (now - started) / len(self.active))
+        self._saved_at = now
+
+    def _record(self, run: TrainingRun, seconds: float) -> None:
+        """Record what a step showed, and sample where that is due; in the main process only."""
+        trainer = run.trainer
+        if not is_main_process(trainer.model.process_group):
+            return
+        run.history.record_step(trainer.step, trainer.measured)
+        run.history.record_seconds("train", seconds)
+        if trainer.plateau is not None:
+            run.history.validation = {i * trainer.plateau.every: loss for i, loss in enumerate(trainer.plateau.history)}
+        if progress_samples.is_due(run):
+            started = time.monotonic()
+            progress_samples.draw(self.ctx, run)
+            run.history.record_seconds("samples", time.monotonic() - started)
 
     def checkpoint_bytes(self) -> int:
         """Size of the checkpoint, the largest file to be written: an adapter is a third of its own state."""

@@ -93,6 +93,11 @@ class SelfEvaluation:
             scores.append(self._score_subject(subject, reference, images))
         return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
 
+    def score_images(self, images: Tensor, names: Sequence[str] = ()) -> dict[str, float]:
+        """Identity and copy, as in `scores`, of images (N, 3, H, W) in [-1, 1] that show the named objects; means over them."""
+        scores = [self._score_likeness(reference, images) for _, reference in self._select_subjects(names)]
+        return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
+
     def drift(self, names: Sequence[str] = ()) -> float:
         """How far class images moved towards the object, from 0 (not at all) to 1 (the object); a mean over the objects, or the named ones."""
         selected = self._select_subjects(names)
@@ -123,12 +128,19 @@ class SelfEvaluation:
         )
 
     def _score_subject(self, subject: Subject, reference: SubjectReference, images: Tensor) -> dict[str, float]:
-        likeness = float((self._central_features(images) @ reference.embedding).mean())
+        likeness = self._score_likeness(reference, images)
         return {
-            "identity": (likeness - reference.class_similarity)
-            / max(reference.object_similarity - reference.class_similarity, MIN_COSINE_GAP),
+            "identity": likeness["identity"],
             "prompt": self._measure_prompt_accuracy(subject.class_word, images)
             / max(reference.class_prompt_accuracy, 1 / len(SCENES)),
+            "copy": likeness["copy"],
+        }
+
+    def _score_likeness(self, reference: SubjectReference, images: Tensor) -> dict[str, float]:
+        similarity = float((self._central_features(images) @ reference.embedding).mean())
+        return {
+            "identity": (similarity - reference.class_similarity)
+            / max(reference.object_similarity - reference.class_similarity, MIN_COSINE_GAP),
             "copy": (nearest_photo_correlation(images, reference.photo_layouts) - reference.class_photo_correlation)
             / max(1 - reference.class_photo_correlation, 1e-3),
         }

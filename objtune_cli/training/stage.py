@@ -33,7 +33,6 @@ from objtune_cli.workflow.context import StageContext, StageResult
 if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.training.subjects import Subject
-    from objtune_cli.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +153,10 @@ def ensure_embeddings(ctx: StageContext, sources: list[Ref], embedding: Embed) -
 
 def with_preview(ctx: StageContext, result: StageResult, plan: TrainingPlan, *, preview: bool) -> StageResult:
     """Add the preview grid to a result, if it is wanted and missing."""
-    if preview and not result.images and is_main_process(ctx.team()):
+    if preview and not any(path.name == preview_stage.FILE for path in result.images) and is_main_process(ctx.team()):
         try:
-            result.images = [preview_stage.draw(ctx, ctx.store.read_record(result.ref), plan.embeddings)]
+            image = preview_stage.draw(ctx, ctx.store.read_record(result.ref), plan.embeddings)
+            result.images = [image, *result.images]
         except InputError as error:  # its prompts are longer than those of training
             ctx.report.note(f"no preview: {error.message}")
         except NonFiniteError as error:  # the adapter is stored, and its weights are finite
@@ -210,7 +210,7 @@ def train_one(ctx: StageContext, plan: TrainingPlan, config: Train) -> StageResu
             unfinished_runs.report_restart(ctx, plan.record, checkpoint.key, describe_environment(model))
         run = _build_run(ctx, plan, config, model, subjects)
         loop = TrainingLoop(ctx, [run], checkpoint, reservation, shared=False)
-        is_resumed = _restore(ctx, run.trainer, checkpoint)
+        is_resumed = _restore(ctx, run, checkpoint)
         if is_main:
             loop.reserve_disk(resumed=is_resumed)
         for _, error in loop.run(lambda finished_runs: None):
@@ -240,7 +240,7 @@ def _build_run(
     return TrainingRun(0, plan, Trainer(model, subjects, load_priors(ctx, plan), config), judge)
 
 
-def _restore(ctx: StageContext, trainer: "Trainer", checkpoint: Checkpoint) -> bool:
+def _restore(ctx: StageContext, run: TrainingRun, checkpoint: Checkpoint) -> bool:
     """Continue from a checkpoint if there is a sound one."""
     import torch
 
@@ -249,8 +249,8 @@ def _restore(ctx: StageContext, trainer: "Trainer", checkpoint: Checkpoint) -> b
         if checkpoint.exists():
             ctx.report.note(f"the saved state {checkpoint.name} is damaged: the run starts again")
         return False
-    trainer.restore({k: torch.from_numpy(v) for k, v in tensors.items()})
-    ctx.report.note(f"resumes at step {trainer.step} of {trainer.total}")
+    run.restore({k: torch.from_numpy(v) for k, v in tensors.items()})
+    ctx.report.note(f"resumes at step {run.trainer.step} of {run.trainer.total}")
     return True
 
 

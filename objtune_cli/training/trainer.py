@@ -42,6 +42,7 @@ class Trainer:
         batches, teacher, tokens: What steps show, what the frozen base predicts, and the objects' tokens.
         lora: Parameters of the LoRA layers. weights: factor of each loss term by name.
         running_losses: Running means of the loss terms in use. step: optimizer steps taken.
+        measured: Values of the last step: the loss, its terms, both learning rates and the norm of the gradients.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Trainer:
         decay = config.ema_decay or (STOPPING_EMA_DECAY if self.plateau else 0.0)
         self.average = WeightAverage(self.params(), decay) if decay else None
         self.weights, self.running_losses = dict[str, float](), dict[str, float]()
+        self.measured = dict[str, float]()
         self.reconfigure(config)
         if config.offload_vae:
             model.offload_vae()
@@ -159,6 +161,14 @@ class Trainer:
         self.optimizer.step()
         self.tokens.restore_norms()
         keep = 0.9 if self.step else 0.0
+        token_rate, layer_rate = (group["lr"] for group in self.optimizer.param_groups)
+        self.measured = {
+            **{name: float(term) for name, term in terms.items()},
+            "loss": total,
+            "learning_rate": layer_rate,
+            "embedding_lr": token_rate,
+            "gradient_norm": norm,
+        }
         for name, term in terms.items():
             self.running_losses[name] = keep * self.running_losses[name] + (1 - keep) * float(term)
         self.step += 1

@@ -11,6 +11,8 @@ from objtune_cli.workflow.metric_loggers import MetricLogger, Step
 if TYPE_CHECKING:
     import numpy as np
 
+SHOWN_STAGES = ("samples",)
+"""Stages whose images are shown at once; the command shows the others at its end."""
 _LOG = logging.getLogger("objtune")
 
 
@@ -36,6 +38,9 @@ class Progress(Protocol):
     def step(self, stage: str, done: int, total: int, **values: float) -> float | None:
         """Show a step; return the seconds left in the stage, or None if they are unknown."""
 
+    def image(self, rgb: "np.ndarray[Any, Any]") -> None:
+        """Show an image, (height, width, 3), uint8."""
+
 
 class CommandReporter:
     """Shows notes and steps on a progress display, and passes them to the metric loggers. Threads may share it."""
@@ -57,6 +62,8 @@ class CommandReporter:
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         with self._lock:
             self.loggers.image(Step(stage, step, step), name, rgb)
+            if stage in SHOWN_STAGES:
+                self.progress.image(rgb)
 
 
 class NotesOnce:

@@ -28,6 +28,16 @@ NoScores = Annotated[
     bool,
     typer.Option("--no-scores", help="Skip the adapter's self-evaluation at the end (train.self_evaluation=false)."),
 ]
+SampleEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-every",
+        metavar="N",
+        min=0,
+        help="Draw samples every N steps; 0: never.",
+        show_default="about six times a run",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure the memory and time of a run on noise, and write nothing.")
 ]
@@ -66,6 +76,7 @@ def train(
     seed: Seed = None,
     preview: Preview = True,
     no_scores: NoScores = False,
+    sample_every: SampleEvery = None,
     dry_run: DryRun = False,
     max_time: MaxTime = None,
     num_processes: NumProcesses = None,
@@ -89,6 +100,7 @@ def train(
         seed=seed,
         early_stopping="plateau" if steps == "auto" else None,
         self_evaluation=False if no_scores else None,
+        sample_every=sample_every,
     )
     try:
         return CommandResult(_train(ctx, requests, sources, config, preview), extra={"finished": True})

@@ -1,0 +1,64 @@
+"""Experiment trackers: what TensorBoard's own reader finds, and what is said where a package is missing."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from objtune_cli.workflow.metric_loggers import Step, open_loggers
+from tests.support.quick_runs import write_settings
+
+
+def test_tensorboard_reads_scalars_and_images(tmp_path: Path) -> None:
+    loggers = open_loggers({"log": [f"tensorboard={tmp_path}"]}, "train")
+    for number in (1, 2):
+        loggers.log(Step("train", number, 2), {"loss": number / 4, "gradient_norm": 2})
+    rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    loggers.image(Step("samples", 2, 2), "dog", rgb)
+    loggers.text("a note")
+    loggers.close(0)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("train/loss")] == [(1, 0.25), (2, 0.5)]
+    assert events.Tags()["scalars"] == ["train/loss", "train/gradient_norm"]
+    (image,) = events.Images("samples/dog")
+    assert (image.step, image.width, image.height) == (2, 6, 4)
+
+
+@pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+def test_train_logs_losses_rates_scores_and_samples(cli: Any, base: Path, dog_photo: Path) -> None:
+    write_settings(base, max_steps=2)
+    line = ("train", dog_photo, "--class", "dog", "--no-preview", "--sample-every", 2)
+    done = cli(*line, "--log", "tensorboard", "--events", "events.ndjson")
+    assert (done.code, done.out) == (0, "adapter/dog@1\n"), done.err
+    assert "gradient_norm" not in done.err and "scores" not in done.err
+    (folder,) = Path("runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    wanted = {"train/loss", "train/object", "train/learning_rate", "train/gradient_norm", "train/memory_mb"}
+    assert wanted | {"samples/identity", "scores/identity", "scores/prompt"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["samples/dog"]
+    assert events.Scalars("scores/identity")[0].step == 2
+
+
+def test_unknown_trackers_and_missing_packages_are_one_line(
+    cli: Any, dog_photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = cli("train", dog_photo, "--class", "dog", "--log", "mlflow")
+    assert unknown.code == 2
+    assert "there is no tracker mlflow" in unknown.err and "tensorboard, wandb, trackio" in unknown.err
+    for name in ("tensorboard", "wandb", "trackio"):
+        for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, name, None)
+        missing = cli("list", "--log", name)
+        assert missing.code == 7 and f"`pip install 'objtune[{name}]'`" in missing.err, missing.err
+
+
+def test_a_folder_that_cannot_be_written_is_named(cli: Any) -> None:
+    Path("file").write_text("")
+    done = cli("list", "--log", "tensorboard=file/runs")
+    assert done.code == 7 and "cannot be written to file/runs" in done.err
