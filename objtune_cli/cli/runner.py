@@ -21,7 +21,7 @@ from objtune_cli.cli.option_groups import KEY, GroupedCommand
 from objtune_cli.cli.progress import ConsoleProgress
 from objtune_cli.cli.signals import StopFlag
 from objtune_cli.errors import UsageError
-from objtune_cli.workflow.metric_loggers import open_loggers
+from objtune_cli.workflow.trackers import open_loggers
 from objtune_cli.workflow.reporting import CommandReporter
 
 if TYPE_CHECKING:

@@ -135,13 +135,3 @@ LOGGERS: dict[str, LoggerOption] = {
     "events": LoggerOption("FILE", "Append progress to FILE, one JSON object per line.", JsonLinesLogger),
 }
 """Every metric logger by the name of its option: `events` is `--events FILE`."""
-
-
-def open_loggers(options: Mapping[str, Any], command: str) -> MetricLoggers:
-    """Open the metric loggers whose options have a value, and the experiment trackers of `--log`."""
-    loggers = [each.open(options[name], command) for name, each in LOGGERS.items() if options.get(name)]
-    if options.get("log"):
-        from objtune_cli.workflow import trackers
-
-        loggers += [trackers.open_tracker(text, command) for text in options["log"]]
-    return MetricLoggers(loggers)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.workflow.metric_loggers import MetricLogger, Step
+from objtune_cli.workflow.metric_loggers import LOGGERS, MetricLogger, MetricLoggers, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,12 @@ TRACKERS: dict[str, Callable[[str, str], MetricLogger]] = {
     "trackio": lambda command, project: RunLogger("trackio", command, project, "TRACKIO_PROJECT"),
 }
 """Trackers by name; each takes the command's name, and what follows `=`: a folder, or a project."""
+
+
+def open_loggers(options: Mapping[str, Any], command: str) -> MetricLoggers:
+    """Open the metric loggers whose options have a value, and the trackers of `--log`."""
+    loggers = [each.open(options[name], command) for name, each in LOGGERS.items() if options.get(name)]
+    return MetricLoggers([*loggers, *(open_tracker(text, command) for text in options.get("log") or ())])
 
 
 def open_tracker(text: str, command: str) -> MetricLogger:

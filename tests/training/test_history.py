@@ -94,7 +94,7 @@ def test_curves_and_samples_survive_an_interruption(
     assert train("--sample-every", 1).code == 130
     monkeypatch.setattr(multi_trainer, "train_step", take_step)
     resumed = train("--sample-every", 1)
-    assert "goes on at step 3 of 4" in resumed.err
+    assert "resumes at step 3 of 4" in resumed.err
     document = curves()
     assert adapter() == whole and (FOLDER / "samples.png").read_bytes() == strip
     assert {name: document[name] for name in ("curves", "samples", "prompts")} == {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objtune_cli.workflow import metric_loggers
+from objtune_cli.workflow import metric_loggers, trackers
 from objtune_cli.workflow.metric_loggers import JsonLinesLogger, LoggerOption, MetricLoggers, Step
 from objtune_cli.workflow.reporting import CommandReporter
 
@@ -74,8 +74,8 @@ def test_a_metric_never_replaces_a_key_of_the_step(tmp_path):
 
 def test_only_options_with_a_value_open_a_logger(tmp_path, monkeypatch):
     monkeypatch.setitem(metric_loggers.LOGGERS, "scalars", LoggerOption("DIR", "Scalars.", RecordingLogger))
-    assert metric_loggers.open_loggers({"events": None, "quiet": True}, "train").loggers == ()
-    both = metric_loggers.open_loggers({"events": tmp_path / "e", "scalars": tmp_path / "s"}, "train").loggers
+    assert trackers.open_loggers({"events": None, "quiet": True}, "train").loggers == ()
+    both = trackers.open_loggers({"events": tmp_path / "e", "scalars": tmp_path / "s"}, "train").loggers
     assert [type(each) for each in both] == [JsonLinesLogger, RecordingLogger]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from objtune_cli.workflow.metric_loggers import Step, open_loggers
+from objtune_cli.workflow.metric_loggers import Step
+from objtune_cli.workflow.trackers import open_loggers
 from tests.support.quick_runs import write_settings
 
 
