@@ -21,8 +21,8 @@ from objtune_cli.cli.option_groups import KEY, GroupedCommand
 from objtune_cli.cli.progress import ConsoleProgress
 from objtune_cli.cli.signals import StopFlag
 from objtune_cli.errors import UsageError
-from objtune_cli.workflow.trackers import open_loggers
 from objtune_cli.workflow.reporting import CommandReporter
+from objtune_cli.workflow.trackers import open_loggers
 
 if TYPE_CHECKING:
     from objtune_cli.config.resolve import Settings
