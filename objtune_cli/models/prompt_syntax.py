@@ -80,7 +80,7 @@ def parse(text: str, syntax: str) -> ParsedPrompt:
     """Read a prompt; never fails. Brackets without a partner are text; weights are at most `MAX_WEIGHT`."""
     if syntax == PLAIN:
         return ParsedPrompt(text, (1.0,) * len(text))
-    text, loras = take_loras(text)
+    text, loras = extract_loras(text)
     groups = find_groups(text, syntax)
     characters, weights, breaks = list[str](), list[float](), list[int]()
     active: list[tuple[int, float, float]] = []  # closing position, weight before, weight within
@@ -124,7 +124,7 @@ def _close(active: list[tuple[int, float, float]], close: int) -> float:
     return active[-1][2]
 
 
-def take_loras(
+def extract_loras(
     text: str, is_object: Callable[[str], bool] = lambda name: False
 ) -> tuple[str, tuple[tuple[str, float], ...]]:
     """Read `<lora:name:0.7>`: the prompt without such tags, and their names and weights.

@@ -38,7 +38,7 @@ def extract_loras(text: str, where: str, is_trained: Callable[[str], bool], synt
             f"{where} is wrong at character {position + 1}, `{shown}`: {fault}",
             "weights are `(word)` and `(word:1.3)`; `\\(` is a plain bracket, and `--set generate.prompt_syntax=plain` reads all brackets as text",
         )
-    written, loras = prompt_syntax.take_loras(text, lambda name: is_trained(prompt_text.make_object_name(name)))
+    written, loras = prompt_syntax.extract_loras(text, lambda name: is_trained(prompt_text.make_object_name(name)))
     if written.strip() or not text.strip():
         return written.strip() if loras else written, loras
     raise InputError(f"{where} has no words besides its LoRA tags", prompt_text.EXAMPLE)

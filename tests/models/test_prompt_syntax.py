@@ -142,7 +142,7 @@ def test_a_part_of_a_prompt_keeps_its_weights_and_breaks() -> None:
     ],
 )
 def test_lora_tags_are_names_and_weights(typed: str, text: str, loras: tuple) -> None:
-    assert prompt_syntax.take_loras(typed, {"dog"}.__contains__) == (text, loras)
+    assert prompt_syntax.extract_loras(typed, {"dog"}.__contains__) == (text, loras)
 
 
 PROMPT = "a photo of a <dog> in a hat on the left and the <cup>, <dog> on the right, at night"
