@@ -173,7 +173,7 @@ class Place:
         "auto: the object; with an inpainting model as base the region.",
     )
     harmonize: float = setting(
-        0.5,
+        0.35,
         "Fraction of the noise schedule that the placed object is sampled again from, in its new background. 0: skip this.",
         0,
         1,

@@ -31,7 +31,7 @@ class FastLora:
 
 _METHODS = (
     (r"(?<![a-z])lcm(?![a-z])", FastLora("LCM", "lcm", 4)),
-    (r"(?<![a-z])dmd2?(?![a-z])", FastLora("DMD2", "lcm", 4)),
+    (r"(?<![a-z])dmd2?(?![a-z])", FastLora("DMD2", "lcm_trailing", 4)),
     (r"(?<![a-z])tcd(?![a-z])", FastLora("TCD", "tcd", 4)),
     (r"flash[-_ ]?(?:sd|pixart)", FastLora("Flash Diffusion", "lcm", 4)),
     (r"(?:sd|xl)[-_ ]?lightning|lightning[-_ ]?\d+[-_ ]?step", FastLora("Lightning", "euler_trailing", 4)),
@@ -65,7 +65,7 @@ def _adapt(fast: FastLora, name: str, *, is_flow: bool) -> FastLora:
     if fast.title == "Hyper-SD" and steps == 1:
         scheduler = "tcd"
     if is_flow:
-        scheduler = "lcm" if scheduler == "lcm" else "euler"
+        scheduler = "lcm" if scheduler.startswith("lcm") else "euler"
         steps = steps if counted else FLOW_STEPS.get(fast.title, steps)
         strength = HYPER_SD3_STRENGTH if fast.title == "Hyper-SD" else strength
     has_guidance = re.search(r"(?<![a-z])cfg(?![a-z])", name)

@@ -187,17 +187,23 @@ class CroppedRegion:
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a mask (s, s) bool, filled, without what thin bridges tie to it."""
+    """The largest connected piece of a mask (s, s) bool with its thin parts, filled, without stray pieces that thin bridges tie to it."""
     reach = max(1, round(BRIDGE * len(mask) / 2))
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, brush)
+    whole = mask.astype(np.uint8)
+    opened = cv2.morphologyEx(whole, cv2.MORPH_OPEN, brush)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
     if count < 2:
         return mask
-    piece = (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
-    near = cv2.dilate(piece, brush) & mask.astype(np.uint8)  # thin parts that belong to it come back
-    outlines, _ = cv2.findContours(near, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return np.asarray(cv2.drawContours(near, outlines, -1, 1, cv2.FILLED)) > 0
+    main = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    piece = (labels == main).astype(np.uint8)
+    body = cv2.dilate(piece, brush) & whole
+    outlines, _ = cv2.findContours(body, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    body = cv2.drawContours(body, outlines, -1, 1, cv2.FILLED)  # holes within thin parts, such as handles, stay open
+    stray = cv2.dilate(((labels > 0) & (labels != main)).astype(np.uint8), brush)
+    _, parts = cv2.connectedComponents(whole & (1 - stray) | body)
+    attached = np.isin(parts, np.unique(parts[piece > 0]))
+    return np.asarray(attached | (body > 0))
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:

@@ -20,7 +20,7 @@ ONE = ("-n", "1")
     [
         ("lcm-lora-sdv1-5", "lcm", 4, 1), ("LCM_LoRA_Weights_SD15", "lcm", 4, 1), ("sdxl_lightning_4step_lora", "euler_trailing", 4, 1),
         ("sdxl_lightning_8step_lora", "euler_trailing", 8, 1), ("Hyper-SDXL-8steps-lora", "ddim_trailing", 8, 1),
-        ("Hyper-SD15-1step-lora", "tcd", 1, 1), ("Hyper-SD15-12steps-CFG-lora", "ddim_trailing", 12, 5), ("dmd2_sdxl_4step_lora_fp16", "lcm", 4, 1),
+        ("Hyper-SD15-1step-lora", "tcd", 1, 1), ("Hyper-SD15-12steps-CFG-lora", "ddim_trailing", 12, 5), ("dmd2_sdxl_4step_lora_fp16", "lcm_trailing", 4, 1),
         ("TCD-SDXL-LoRA", "tcd", 4, 1), ("sd_xl_turbo_lora_v1", "euler_a_trailing", 4, 1), ("flash-sdxl", "lcm", 4, 1),
     ],
 )  # fmt: skip

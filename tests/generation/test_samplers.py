@@ -76,6 +76,8 @@ def test_samplers_step_as_diffusers_does(opened: Any, name: str) -> None:
     added = (
         {}
         if not schedule
+        else {"original_inference_steps": 1000}
+        if name == "lcm_trailing"
         else {"timestep_spacing": "trailing"}
         if schedule == "trailing"
         else {f"use_{schedule}_sigmas": True}
@@ -125,9 +127,16 @@ def test_samplers_of_flows_step_as_diffusers_does(opened: Any, name: str) -> Non
     assert middle.isfinite().all() and (middle - ours).abs().max() > 1e-3
 
 
+def test_trailing_steps_of_lcm_are_those_of_dmd2(opened: Any) -> None:
+    """Its model card draws with these timesteps, which are not the sampler's own."""
+    sampler = opened("sd1")[0].pipeline("lcm_trailing").scheduler
+    sampler.set_timesteps(4)
+    assert sampler.timesteps.tolist() == [999, 749, 499, 249]
+
+
 def test_what_a_sampler_lacks_is_refused(opened: Any) -> None:
     unet, flow = opened("sd1")[0], opened("sd3")[0]
-    for model, name in ((unet, "euler_a_karras"), (unet, "lcm_trailing"), (unet, "dpmpp_2s_trailing"), (flow, "ddim"), (flow, "euler_a"),
+    for model, name in ((unet, "euler_a_karras"), (unet, "tcd_trailing"), (unet, "dpmpp_2s_trailing"), (flow, "ddim"), (flow, "euler_a"),
                         (flow, "heun_karras"), (flow, "dpmpp_2m_karras"), (flow, "euler_trailing")):  # fmt: skip
         with pytest.raises(IncompatibleError, match=r"schedule|does not support"):
             sample(model, "a dog", [1], SamplingSettings(2, 1.0, name))

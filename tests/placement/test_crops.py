@@ -92,6 +92,16 @@ def test_stray_pieces_on_thin_bridges_are_cut() -> None:
     assert not found[40, 20] and found[70, 80] and found[45, 80]
 
 
+def test_thin_parts_stay_with_their_openings() -> None:
+    """A tail, and a handle with the background in it."""
+    mask = np.zeros((128, 128), np.uint8)
+    cv2.circle(mask, (60, 70), 25, 1, -1)
+    cv2.line(mask, (60, 70), (20, 20), 1, 2)
+    cv2.circle(mask, (92, 70), 12, 1, 2)
+    found = largest_piece(mask > 0)
+    assert np.array_equal(found, mask > 0) and found[21, 21] and not found[70, 93]
+
+
 def test_a_calm_part_is_proposed() -> None:
     """Of a picture whose left half is noise the object goes to the right; its box has the object's aspect ratio."""
     before = np.full((200, 300, 3), 180, np.uint8)

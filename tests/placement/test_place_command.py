@@ -139,3 +139,23 @@ def test_bad_input_is_one_line_and_nothing_is_written(placing, name: str) -> Non
     result = placing("place", *words, *into, *QUICK)
     assert result.code == code, result.err
     assert message in result.err and not Path("artifacts/scene").exists()
+
+
+def test_a_missing_object_is_drawn_again_from_another_seed(placing, monkeypatch) -> None:
+    """A seed whose likeness the check finds too low is followed by the next; the better of both stays."""
+    from objtune_cli.composition import presence
+
+    line = ("place", "<cup>", "--into", "table.png", "--at", at(*AT), "--steps", 2, "-n", 1)
+    store, likeness = Store.at(Path()), []
+    for seed in range(3):
+        single = placing(*line, "--seed", seed, "--retries", 0)
+        assert single.code == 0 and "attempt 2" not in single.err
+        likeness.append(store.read_record(refs.Ref("scene", "cup", seed + 1)).metrics["leakage"][0][0][0])
+    missed = next(seed for seed in (0, 1) if likeness[seed] < likeness[seed + 1])
+    monkeypatch.setattr(presence, "MIN_LIKENESS", sum(likeness[missed : missed + 2]) / 2)
+    again = placing(*line, "--seed", missed, "--retries", 1, "--force")
+    assert again.code == 0 and "place, attempt 2" in again.err
+    metrics = store.read_record(refs.Ref("scene", "cup", 4)).metrics
+    assert metrics["seeds"] == [missed + 1] and metrics["leakage"] == [[[likeness[missed + 1]]]]
+    strict = placing(*line, "--seed", missed, "--retries", 0, "--strict", "--force")
+    assert strict.code == 9 and "for every seed" in strict.err and not Path("artifacts/scene/cup/v005").exists()

@@ -48,7 +48,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_sde": Sampler("DPM++ SDE", _SINGLESTEP, _SDE, flow=_SINGLESTEP, trailing=False),
     "deis": Sampler("DEIS", "DEISMultistepScheduler", flow="DEISMultistepScheduler"),
     "unipc": Sampler("UniPC", "UniPCMultistepScheduler", flow="UniPCMultistepScheduler"),
-    "lcm": Sampler("LCM", "LCMScheduler", flow="FlowMatchLCMScheduler", schedules=False, trailing=False),
+    "lcm": Sampler("LCM", "LCMScheduler", flow="FlowMatchLCMScheduler", schedules=False),
     "tcd": Sampler("TCD", "TCDScheduler", schedules=False, trailing=False),
 }
 """`generate.scheduler` without its schedule to the sampler."""
@@ -98,9 +98,12 @@ def make_sampler(ddim: Any, name: str) -> Any:
             "use `--scheduler ddim`, `euler` or `dpm++`",
         )
     _check_scipy(name, sampler, schedule)
-    return getattr(diffusers, sampler.scheduler).from_config(
-        ddim.config, **sampler.options, **_schedule_options(schedule)
-    )
+    options = _schedule_options(schedule)
+    if (
+        schedule and sampler.scheduler == "LCMScheduler"
+    ):  # it spaces its steps within this number, and ignores the spacing
+        options = {"original_inference_steps": int(ddim.config.num_train_timesteps)}
+    return getattr(diffusers, sampler.scheduler).from_config(ddim.config, **sampler.options, **options)
 
 
 def make_flow_sampler(scheduler: Any, name: str, title: str) -> Any:
