@@ -197,11 +197,13 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
         return mask
     main = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     piece = (labels == main).astype(np.uint8)
-    body = cv2.dilate(piece, brush) & whole
+    body = np.asarray(cv2.dilate(piece, brush), np.uint8) & whole
     outlines, _ = cv2.findContours(body, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    body = cv2.drawContours(body, outlines, -1, 1, cv2.FILLED)  # holes within thin parts, such as handles, stay open
-    stray = cv2.dilate(((labels > 0) & (labels != main)).astype(np.uint8), brush)
-    _, parts = cv2.connectedComponents(whole & (1 - stray) | body)
+    body = np.asarray(
+        cv2.drawContours(body, outlines, -1, 1, cv2.FILLED), np.uint8
+    )  # holes within thin parts, such as handles, stay open
+    stray = np.asarray(cv2.dilate(((labels > 0) & (labels != main)).astype(np.uint8), brush)) > 0
+    _, parts = cv2.connectedComponents((mask & ~stray | (body > 0)).astype(np.uint8))
     attached = np.isin(parts, np.unique(parts[piece > 0]))
     return np.asarray(attached | (body > 0))
 
