@@ -97,16 +97,16 @@ def draw(ctx: "StageContext", request: GenerateRequest) -> CommandResult:
 
     axes = variants.parse_axes(list(request.options["grid"] or ()))
     choice = image_choice.Choice(request.options["best"], axes, request.options["sheet"], request.out)
-    drawn = image_choice.draw_and_choose(
+    drawing = image_choice.draw_and_choose(
         ctx, request.prompts, _resolve_configs(ctx, request, axes), choice, request.source
     )
-    extra = describe_prompts(ctx, drawn.results)
+    extra = describe_prompts(ctx, drawing.results)
     if choice.best:
-        files = [file for result in drawn.results for file in result.images]
-        extra["best"] = [{"image": str(file)} | each for file, each in zip(files, drawn.scores, strict=True)]
-    if drawn.sheets:
-        extra["sheets"] = [str(file) for file in drawn.sheets]
-    return CommandResult(drawn.results, printed="images", extra=extra)
+        files = [file for result in drawing.results for file in result.images]
+        extra["best"] = [{"image": str(file)} | each for file, each in zip(files, drawing.scores, strict=True)]
+    if drawing.sheets:
+        extra["sheets"] = [str(file) for file in drawing.sheets]
+    return CommandResult(drawing.results, printed="images", extra=extra)
 
 
 def _resolve_configs(ctx: "StageContext", request: GenerateRequest, axes: "Sequence[Axis]") -> list[Generate]:

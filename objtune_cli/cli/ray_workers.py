@@ -125,13 +125,13 @@ class RayWorkers:
 
     def wait(self, seconds: float) -> list[tuple[Task, Ending]]:
         """Wait at most so long for tasks to end, and return them."""
-        ended, self._ended = self._ended, []
+        finished_tasks, self._ended = self._ended, []
         if not self._tasks:
-            time.sleep(0 if ended else seconds)
-            return ended
-        self._ray.wait(list(self._tasks), num_returns=1, timeout=0 if ended else seconds)
+            time.sleep(0 if finished_tasks else seconds)
+            return finished_tasks
+        self._ray.wait(list(self._tasks), num_returns=1, timeout=0 if finished_tasks else seconds)
         ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-        return ended + [(self._tasks.pop(ref), self._read(ref)) for ref in ready]
+        return finished_tasks + [(self._tasks.pop(ref), self._read(ref)) for ref in ready]
 
     def _read(self, ref: Any) -> Ending:
         """The end of a task, or what became of its worker."""

@@ -94,8 +94,8 @@ def _check_distinct(loras: Sequence[ExtraLora]) -> None:
 
 def find_fast_lora(ctx: StageContext, loras: Sequence[ExtraLora]) -> FastLora | None:
     """The needs of the first LoRA of few steps; None without one."""
-    found = (_recognize(ctx, lora.name, lora.metadata) for lora in loras)
-    return next(filter(None, found), None)
+    fast_loras = (_recognize(ctx, lora.name, lora.metadata) for lora in loras)
+    return next(filter(None, fast_loras), None)
 
 
 def _recognize(ctx: StageContext, name: str, metadata: Mapping[str, str]) -> FastLora | None:
@@ -152,10 +152,10 @@ def _find_lora(ctx: StageContext, name: str, strength: float | None, *, is_tag: 
 
 def _suggest_places(ctx: StageContext, name: str) -> str:
     names = [Path(entry.name) for entry in ctx.store.backend.list(f"{FOLDER}/")]
-    known = sorted(name.stem for name in names if name.suffix == ".safetensors")
+    names_in_folder = sorted(name.stem for name in names if name.suffix == ".safetensors")
     if paths.is_hub_id(name):
         return f"`hf download {name}` brings it; or give a .safetensors file"
-    others = f"; {FOLDER}/ holds {', '.join(known[:8])}" if known else ""
+    others = f"; {FOLDER}/ holds {', '.join(names_in_folder[:8])}" if names_in_folder else ""
     return f"give a .safetensors file, an adapter, or the name of a file in the project's folder {FOLDER}/{others}"
 
 
@@ -181,11 +181,11 @@ def _read_files(ctx: StageContext, path: Path, strength: float | None) -> ExtraL
     return ExtraLora(name, strength, files[0].body[: lora_hashes.DIGITS], tuple(inputs), tuple(files), metadata)
 
 
-def _name_of(file: Path, given: Path) -> str:
+def _name_of(file: Path, location: Path) -> str:
     """The name of a LoRA's file; of the folder if the file has the name that every program writes."""
     name = file.stem
     if name in import_sources.WEIGHT_NAMES:
-        folder = (given if given.is_dir() else file.parent).absolute()
+        folder = (location if location.is_dir() else file.parent).absolute()
         if folder.parent.name == "snapshots":  # of the hub's cache
             folder = folder.parent.parent
             name = folder.name.rpartition("--")[2]

@@ -50,9 +50,9 @@ def _copy_image(result: StageResult, file: Path, out: Path, config: Generate) ->
     name = file_patterns.fill_pattern(config.name_pattern, values).removesuffix(f".{config.image_format}")
     path = out / f"{name}.{config.image_format}"
     if config.image_format != "png":
-        kept = parameters if config.metadata else ""
+        text = parameters if config.metadata else ""
         software = f"objtune {__version__}"
-        data = encoding.encode_image(png.read(file), config.image_format, config.image_quality, kept, software)
+        data = encoding.encode_image(png.read(file), config.image_format, config.image_quality, text, software)
     else:
         data = file.read_bytes() if config.metadata else png.encode_png(png.read(file))
     return output_files.write_numbered(path, data)

@@ -38,10 +38,10 @@ def resolve(ctx: StageContext, values: Mapping[str, Any]) -> Generate:
         UsageError: There is no such setting, or the value does not suit it.
     """
     values = {OPTIONS.get(name, name): value for name, value in values.items()}
-    known = {field.name for field in fields(Generate)}
-    unknown = next((name for name in values if name not in known and name not in SIZES), None)
+    setting_names = {field.name for field in fields(Generate)}
+    unknown = next((name for name in values if name not in setting_names and name not in SIZES), None)
     if unknown:
-        raise UsageError(f"generate has no setting {unknown}", f"known: {', '.join(sorted({*known, *SIZES}))}")
+        raise UsageError(f"generate has no setting {unknown}", f"known: {', '.join(sorted({*setting_names, *SIZES}))}")
     settings = {name: _to_text(name, value) for name, value in values.items() if name not in SIZES}
     sizes = {name: str(values[name]) for name in SIZES if values.get(name) is not None}
     if len(sizes) > 1:

@@ -66,8 +66,8 @@ def plan_scenes(
     original = original and original.fitted(config.width or ctx.base.resolution, config.height or ctx.base.resolution)
     scenes = []
     for i, draw in enumerate(draws):
-        drawn = replace(config, seed=draw.seed, num_images=draw.num_images)
-        own = with_scene_syntax(ctx, request, i, drawn, editing=True)
+        own_config = replace(config, seed=draw.seed, num_images=draw.num_images)
+        own = with_scene_syntax(ctx, request, i, own_config, editing=True)
         scenes.append(
             PlannedScene(request, i, own, loras[i], _make_record(ctx, request, i, own, loras[i], original), original)
         )

@@ -57,10 +57,10 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
         parts = tuple(dict.fromkeys(part.strip() for part in values.split(",") if part.strip()))
         if not equals or not parts:
             raise UsageError(f"--grid is {text!r}", "a setting and its values: `--grid strength=0.6,0.8,1.0`")
-        known = {f.name for f in fields(Generate)} - set(UNSUITABLE) | set(OPTION_NAMES) | {"size"}
-        if name not in known:
+        axis_names = {f.name for f in fields(Generate)} - set(UNSUITABLE) | set(OPTION_NAMES) | {"size"}
+        if name not in axis_names:
             raise UsageError(
-                f"--grid names {name}, which is no setting of an image", f"one of {', '.join(sorted(known))}"
+                f"--grid names {name}, which is no setting of an image", f"one of {', '.join(sorted(axis_names))}"
             )
         axes.append(Axis(name, parts))
     if len(axes) > 2 or len({OPTION_NAMES.get(axis.name, axis.name) for axis in axes}) < len(axes):

@@ -45,22 +45,22 @@ class BracketGroups:
 
 def find_groups(text: str, syntax: str) -> BracketGroups:
     """Find the syntax of a prompt; time grows with its length only."""
-    found = BracketGroups({}, set(), {}, [], [], [])
+    groups = BracketGroups({}, set(), {}, [], [], [])
     square = syntax == A1111
     specials, escapable = ("()[]", "()[]\\") if square else ("()", "()")
-    found.breaks = _find_breaks(text) if square else {}
+    groups.breaks = _find_breaks(text) if square else {}
     editing = find_editing(text) if square else {}
     waiting: dict[str, list[int]] = {"(": [], "[": []}
     i = 0
     while i < len(text):
         character = text[i]
         if character == "\\" and text[i + 1 : i + 2] and text[i + 1] in escapable:
-            found.escaped.add(i)
+            groups.escaped.add(i)
             i += 2
             continue
         if i in editing:
             end = editing[i]
-            found.breaks = {start: stop for start, stop in found.breaks.items() if not i < start < end}
+            groups.breaks = {start: stop for start, stop in groups.breaks.items() if not i < start < end}
             i = end
             continue
         if character in specials and character in "([":
@@ -68,44 +68,44 @@ def find_groups(text: str, syntax: str) -> BracketGroups:
         elif character in specials:
             stack = waiting["(" if character == ")" else "["]
             if stack:
-                _add_group(found, text, stack.pop(), i, syntax)
+                _add_group(groups, text, stack.pop(), i, syntax)
             else:
-                found.unopened.append(i)
+                groups.unopened.append(i)
         i += 1
-    found.unclosed = sorted(waiting["("] + waiting["["])
-    return found
+    groups.unclosed = sorted(waiting["("] + waiting["["])
+    return groups
 
 
 def _find_breaks(text: str) -> dict[int, int]:
     """Start to end of each `BREAK` with the spaces around it."""
-    found: dict[int, int] = {}
+    ends: dict[int, int] = {}
     end = 0
     for match in _BREAK.finditer(text):
         start = max(end, len(text[: match.start()].rstrip()))
         end = match.end()
-        found[start] = end
-    return found
+        ends[start] = end
+    return ends
 
 
-def _add_group(found: BracketGroups, text: str, start: int, close: int, syntax: str) -> None:
+def _add_group(groups: BracketGroups, text: str, start: int, close: int, syntax: str) -> None:
     """Add the group between two brackets, with its number if it has one."""
     if text[start] == "[":
-        found.opened[start] = (close, lambda weight: weight / STEP, close + 1)
+        groups.opened[start] = (close, lambda weight: weight / STEP, close + 1)
         return
     colon = text.rfind(":", start + 1, close)
     number = NUMBER.fullmatch(text, colon + 1, close) if colon >= 0 and close - colon <= MAX_NUMBER_LENGTH else None
     if number is None or (syntax == COMFYUI and colon == start + 1):
-        found.opened[start] = (close, lambda weight: weight * STEP, close + 1)
+        groups.opened[start] = (close, lambda weight: weight * STEP, close + 1)
         return
     value = float(number[1])
     if abs(value) > MAX_WEIGHT:
-        found.heavy.append(colon + 1)
-    found.opened[start] = (colon, (lambda weight: weight * value) if syntax == A1111 else (lambda _: value), close + 1)
+        groups.heavy.append(colon + 1)
+    groups.opened[start] = (colon, (lambda weight: weight * value) if syntax == A1111 else (lambda _: value), close + 1)
 
 
 def find_editing(text: str) -> dict[int, int]:
     """Start to end of each pair of square brackets that edits the prompt during sampling."""
-    found: dict[int, int] = {}
+    ends: dict[int, int] = {}
     waiting: list[int] = []
     for match in _SQUARE.finditer(text):
         if match[0] == "[":
@@ -114,8 +114,8 @@ def find_editing(text: str) -> dict[int, int]:
             start, end = waiting.pop(), match.end()
             inside = _NAMES.sub("", text[start + 1 : end - 1]) if end - start <= MAX_EDITING else ""
             if _EDITING.search(_INNER.sub("", inside)):
-                found[start] = end
-    return found
+                ends[start] = end
+    return ends
 
 
 def find_fault(text: str, syntax: str) -> tuple[int, str]:

@@ -77,12 +77,17 @@ class Inpainter:
             images.append(image)
             outlines.append(outline)
         shares = [self.region.object_map(outline) for outline in outlines]
-        placed = encode(self.model, np.stack(images))
+        latents = encode(self.model, np.stack(images))
         if not self.harmonize:
-            return placed, _to_bytes(shares)
+            return latents, _to_bytes(shares)
         parts = [
             self._resample(
-                placed[i : i + 1], [seed + HARMONISE_SEED], self.harmonize, shares[i], lambda done, all: None, images[i]
+                latents[i : i + 1],
+                [seed + HARMONISE_SEED],
+                self.harmonize,
+                shares[i],
+                lambda done, all: None,
+                images[i],
             )
             for i, seed in enumerate(seeds)
         ]

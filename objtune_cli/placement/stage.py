@@ -124,28 +124,28 @@ def _find_region(
 
     size = (picture.rgb.shape[1], picture.rgb.shape[0])
     inputs: dict[str, dict[str, str]] = {}
-    found: list[Region] = []
+    boxes: list[Region] = []
     replaced = None
     if location.mask:
         region, notes = regions.from_mask_file(location.mask, picture)
         for note in notes:
             ctx.report.note(f"{location.mask.name}: {note}")
         inputs[MASK_ROLE] = {"ref": "", "sha256": photo.hash_file(location.mask)}
-        found.append(region)
+        boxes.append(region)
     if location.replaced:
         result = _segment(ctx, into, location.replaced)
         inputs[MASK_ROLE] = ctx.input_record(result.ref)
         mask = MaskArtifact.from_tensors(ctx.store.read(result.ref)[1]).mask
         thing = regions.from_cover(mask, picture, f"the {location.replaced}", regions.MARGIN)
         replaced = thing.cover > 0.5
-        found.append(regions.from_pixels(thing.box, size))
+        boxes.append(regions.from_pixels(thing.box, size))
     if location.box:
-        found.append(regions.from_box(location.box, size))
-    if not found:
+        boxes.append(regions.from_box(location.box, size))
+    if not boxes:
         box = regions.propose_box(picture.rgb, trained_objects.aspect_ratio(ctx, item))
         ctx.report.note(f"placed by default: --at {','.join(f'{v:.2f}' for v in box)}")
-        found.append(regions.from_box(box, size))
-    return regions.union(found), replaced, inputs
+        boxes.append(regions.from_box(box, size))
+    return regions.union(boxes), replaced, inputs
 
 
 def _segment(ctx: StageContext, into: Path, word: str) -> StageResult:

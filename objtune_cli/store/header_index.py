@@ -74,21 +74,21 @@ def list_headers(store: Store, kind: str = "") -> Iterator[ArtifactHeader]:
     with ThreadPoolExecutor(THREADS) as threads:
         read_all = map if isinstance(store.backend, Local) else threads.map
         while page := list(islice(entries, size)):
-            known = [index.find(ref, entry) for ref, entry in page]
-            missing = [each for each, header in zip(page, known, strict=True) if header is None]
-            read = iter(read_all(partial(_read_header, store), missing))
-            for header in known:
-                header = index.keep(header) if header else index.add(next(read))
+            indexed = [index.find(ref, entry) for ref, entry in page]
+            missing = [each for each, header in zip(page, indexed, strict=True) if header is None]
+            fresh_headers = iter(read_all(partial(_read_header, store), missing))
+            for header in indexed:
+                header = index.keep(header) if header else index.add(next(fresh_headers))
                 if header:
                     yield header
             size = PAGE
     index.save()
 
 
-def _read_header(store: Store, found: tuple[Ref, Entry]) -> ArtifactHeader | None:
+def _read_header(store: Store, artifact: tuple[Ref, Entry]) -> ArtifactHeader | None:
     """Read an artifact's header; None if it was removed meanwhile."""
     try:
-        return ArtifactHeader.of(store.read_record(found[0]), found[1].size)
+        return ArtifactHeader.of(store.read_record(artifact[0]), artifact[1].size)
     except MissingError:
         return None
 
@@ -101,8 +101,8 @@ def _find_artifacts(backend: Backend, kind: str) -> Iterator[tuple[Ref, Entry]]:
             if refs.NAME_PATTERN.fullmatch(folder.name):
                 yield from _sort_versions(kind, folder.name, list(backend.list(folder.key)))
         return
-    found = backend.list(prefix, deep=True)
-    first = list(islice(found, PAGE))
+    entries = backend.list(prefix, deep=True)
+    first = list(islice(entries, PAGE))
     names: dict[str, list[Entry]] = {}
     for entry in first:
         names.setdefault(entry.key[len(prefix) :].partition("/")[0], []).append(entry)
@@ -114,7 +114,7 @@ def _find_artifacts(backend: Backend, kind: str) -> Iterator[tuple[Ref, Entry]]:
     for name in list(names)[:-1]:
         yield from _sort_versions(kind, name, names[name])
     group = names[last]
-    for entry in found:
+    for entry in entries:
         name = entry.key[len(prefix) :].partition("/")[0]
         if name != last:
             yield from _sort_versions(kind, last, group)

@@ -57,19 +57,19 @@ class Project:
         return self.store.backend.path(TEMPORARY) if self.remote is None else None
 
     @contextlib.contextmanager
-    def lock(self, *, alone: bool = False) -> Iterator[None]:
+    def lock(self, *, exclusive: bool = False) -> Iterator[None]:
         """Lock the project, so that `rm`, `gc` and `mv` never run while others read artifacts.
 
         The lock is the system's and is on the folder itself: nothing is written, and it ends with its process. Where a
         disk has no such locks, or there is no folder, nothing is locked.
 
         Args:
-            alone: Exclude all others, as `rm`, `gc` and `mv` do.
+            exclusive: Exclude all others, as `rm`, `gc` and `mv` do.
 
         Raises:
             BusyError: Another process works in the project.
         """
-        handle = _lock_folder(self.folder, alone) if self.remote is None else None
+        handle = _lock_folder(self.folder, exclusive) if self.remote is None else None
         try:
             yield
         finally:
@@ -92,7 +92,7 @@ class Project:
         return self.folder
 
 
-def _lock_folder(folder: Path, alone: bool) -> int | None:
+def _lock_folder(folder: Path, exclusive: bool) -> int | None:
     try:
         import fcntl
 
@@ -100,10 +100,10 @@ def _lock_folder(folder: Path, alone: bool) -> int | None:
     except (ImportError, OSError):
         return None
     try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        who = "other objtune commands work in" if alone else "`objtune gc`, `rm` or `mv` works in"
+        who = "other objtune commands work in" if exclusive else "`objtune gc`, `rm` or `mv` works in"
         raise BusyError(f"{who} {folder}", "wait for it, then run the same command") from None
     except OSError:
         pass

@@ -74,10 +74,10 @@ class Remote:
             except (BaseError, OSError) as error:
                 if storage_client.is_refused(error):
                     raise self._failure(error, "written", key) from None
-                found = self._has_bytes(key, body)
-                if found:
+                has_same_bytes = self._has_bytes(key, body)
+                if has_same_bytes:
                     return
-                if found is not None:
+                if has_same_bytes is not None:
                     raise TakenError(key) from None
                 if time.monotonic() > until:
                     raise self._failure(error, "written", key) from None
@@ -138,9 +138,9 @@ class Remote:
                 for page in obstore.list(self._store, prefix or None, chunk_size=PAGE):
                     yield from (_entry(each) for each in page)
                 return
-            found = obstore.list_with_delimiter(self._store, prefix or None)
-            folders = [Entry(f"{each}/") for each in found["common_prefixes"]]
-            yield from sorted([*folders, *map(_entry, found["objects"])], key=lambda entry: entry.name)
+            listing = obstore.list_with_delimiter(self._store, prefix or None)
+            folders = [Entry(f"{each}/") for each in listing["common_prefixes"]]
+            yield from sorted([*folders, *map(_entry, listing["objects"])], key=lambda entry: entry.name)
 
     def delete(self, key: str) -> None:
         """Delete an object, or all objects below a key that ends with `/`."""

@@ -93,9 +93,9 @@ class TrainingLoop:
         from objtune_cli.runtime import memory
         from objtune_cli.training import multi_trainer
 
-        started = time.monotonic()
+        start_time = time.monotonic()
         errors = multi_trainer.train_step([run.trainer for run in self.active])
-        seconds = (time.monotonic() - started) / len(self.active)
+        seconds = (time.monotonic() - start_time) / len(self.active)
         self.failed += [(run, errors[run.trainer]) for run in self.active if run.trainer in errors]
         self.active = [run for run in self.active if run.trainer not in errors]
         if not self.active:
@@ -126,7 +126,7 @@ class TrainingLoop:
         model = self.active[0].trainer.model
         if not is_main_process(model.process_group):
             return
-        started = time.monotonic()
+        start_time = time.monotonic()
         with self.reservation.lend(self.checkpoint_bytes()):
             self.checkpoint.about = unfinished_runs.checkpoint_header(
                 [(run.plan.record, run.trainer) for run in self.active], describe_environment(model)
@@ -140,7 +140,7 @@ class TrainingLoop:
             )
         now = time.monotonic()
         for run in self.active:
-            run.history.record_seconds("save", (now - started) / len(self.active))
+            run.history.record_seconds("save", (now - start_time) / len(self.active))
         self._saved_at = now
 
     def _record(self, run: TrainingRun, seconds: float) -> None:
@@ -153,9 +153,9 @@ class TrainingLoop:
         if trainer.plateau is not None:
             run.history.validation = {i * trainer.plateau.every: loss for i, loss in enumerate(trainer.plateau.history)}
         if progress_samples.is_due(run):
-            started = time.monotonic()
+            start_time = time.monotonic()
             progress_samples.draw(self.ctx, run)
-            run.history.record_seconds("samples", time.monotonic() - started)
+            run.history.record_seconds("samples", time.monotonic() - start_time)
 
     def checkpoint_bytes(self) -> int:
         """Size of the checkpoint, the largest file to be written: an adapter is a third of its own state."""

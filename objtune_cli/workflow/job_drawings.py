@@ -26,18 +26,20 @@ def resolve_photo(text: str, folder: Path) -> str:
 
 def resolve_paths(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The keys of drawings with every path in them started from the jobs file's folder."""
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     if "lora" in job:
-        found["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
+        resolved["lora"] = [paths.to_lora_list(f"{text}\n", folder).strip() for text in job["lora"]]
     for key in FILES:
         if key in job and isinstance(job[key], str):  # the masks of photos are lists
-            found[key] = resolve_photo(job[key], folder) if key in ("from", "into") else paths.to_file(job[key], folder)
+            resolved[key] = (
+                resolve_photo(job[key], folder) if key in ("from", "into") else paths.to_file(job[key], folder)
+            )
     if "base" in job:
-        found["base"] = paths.to_model(job["base"], folder)
+        resolved["base"] = paths.to_model(job["base"], folder)
     for command in TABLES:
         if command in job:
-            found[command] = [each | resolve_paths(each, folder) for each in job[command]]
-    return found
+            resolved[command] = [each | resolve_paths(each, folder) for each in job[command]]
+    return resolved
 
 
 def list_files(job: Mapping[str, Any]) -> list[str]:
@@ -63,17 +65,17 @@ def build_commands(job: dict[str, Any], model: list[str], where: str) -> list[tu
     if texts:
         keys = (*SAMPLING_KEYS, *SIZE_KEYS, *GENERATE_KEYS)
         commands.append(("generate", *model, *_options(job, keys), "--", *texts))
-    for command, known in TABLES.items():
+    for command, options in TABLES.items():
         for table in job.get(command, ()):
             missing = next((key for key in REQUIRED[command] if key not in table), "")
             if missing:
-                raise InputError(f"{command} in {where} has no {missing}", f"`{missing} = {known[missing][1]}`")
+                raise InputError(f"{command} in {where} has no {missing}", f"`{missing} = {options[missing][1]}`")
             prompt = prompt_text.clean_prompt(table["prompt"], f"the prompt of {command} in {where}")
-            shared = {key: job[key] for key in (*SAMPLING_KEYS, *SIZE_KEYS) if key in job and key in known}
+            shared = {key: job[key] for key in (*SAMPLING_KEYS, *SIZE_KEYS) if key in job and key in options}
             if "seed" in table:
                 shared.pop("seeds", None)
             commands.append(
-                (command, *model, *_options(shared | table, [k for k in known if k != "prompt"]), "--", prompt)
+                (command, *model, *_options(shared | table, [k for k in options if k != "prompt"]), "--", prompt)
             )
     return commands
 
@@ -81,10 +83,10 @@ def build_commands(job: dict[str, Any], model: list[str], where: str) -> list[tu
 def _options(job: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """Options as `--name=value`, so that a value may begin with a dash."""
     options = []
-    chosen = {key: job[key] for key in keys if key in job}
-    if "seeds" in chosen:
-        chosen = {"seed": ",".join(map(str, chosen.pop("seeds")))} | {k: v for k, v in chosen.items() if k != "seed"}
-    for key, value in chosen.items():
+    values = {key: job[key] for key in keys if key in job}
+    if "seeds" in values:
+        values = {"seed": ",".join(map(str, values.pop("seeds")))} | {k: v for k, v in values.items() if k != "seed"}
+    for key, value in values.items():
         name = NAMES.get(key, f"--{key.replace('_', '-')}")
         if isinstance(value, bool):
             options += [name] if value else []

@@ -111,21 +111,23 @@ def check_prompts(jobs: Sequence[Job], store: Store, syntax: str = "a1111") -> N
         for _, *words in job.commands[1:]
         for text in _trained_names(words)
     }
-    known = {name for job in jobs for name in job.names}
+    object_names = {name for job in jobs for name in job.names}
     for name in store.list_names("adapter") if texts else []:
         with contextlib.suppress(ObjtuneError):  # a damaged adapter is no matter of jobs that do not name it
-            held = store.read_record(store.resolve(refs.Ref("adapter", name))).objects
-            known |= {*held, name} if len(held) == 1 else {*held}
+            stored_objects = store.read_record(store.resolve(refs.Ref("adapter", name))).objects
+            object_names |= {*stored_objects, name} if len(stored_objects) == 1 else {*stored_objects}
     for text, (job, own_syntax) in texts.items():
-        read, _ = prompt_text.read_names(text, known.__contains__)
-        read, _ = prompt_tags.extract_loras(read, f"a prompt of the job {job.label}", known.__contains__, own_syntax)
-        read, _ = prompt_text.take_strengths(read)
-        prompt_text.check_brackets(read, known.__contains__)
-        missing = next((match[0] for match in PLACEHOLDER.finditer(read) if match[1] not in known), "")
+        prompt, _ = prompt_text.read_names(text, object_names.__contains__)
+        prompt, _ = prompt_tags.extract_loras(
+            prompt, f"a prompt of the job {job.label}", object_names.__contains__, own_syntax
+        )
+        prompt, _ = prompt_text.take_strengths(prompt)
+        prompt_text.check_brackets(prompt, object_names.__contains__)
+        missing = next((match[0] for match in PLACEHOLDER.finditer(prompt) if match[1] not in object_names), "")
         if missing:
             raise MissingError(
                 f"a prompt of the job {job.label} names {missing}, which is not trained",
-                f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(known))}",
+                f"objects of jobs and project: {', '.join(f'<{n}>' for n in sorted(object_names))}",
             )
 
 
@@ -148,12 +150,11 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
     for key in ("photo", "class"):
         if key not in job:
             raise InputError(f"{where} has no {key}", JOB_EXAMPLE)
-    given = job.get("name", [])
     try:
-        pairs = classes.pair_with_names(job["class"], given)
+        pairs = classes.pair_with_names(job["class"], job.get("name", []))
         names = [name for _, name in pairs]
         owners = {*names, *job["class"], *(word for word, _ in pairs)}
-        found = _resolve_paths(job, owners, folder)
+        resolved = _resolve_paths(job, owners, folder)
     except ObjtuneError as error:
         raise InputError(
             f"{error.message} in {where}",
@@ -161,16 +162,20 @@ def _build_job(job: dict[str, Any], where: str, folder: Path) -> Job:
         ) from None
     if len(names) > 1:
         _check_owners(job, owners, names, where)
-    model = _command_options(found, _MODEL_OPTIONS)
-    photos = _photo_arguments(found, where)
-    own = found if len(found["photo"]) == 1 else {key: found[key] for key in found if key not in HINTS}
+    model = _command_options(resolved, _MODEL_OPTIONS)
+    photos = _photo_arguments(resolved, where)
+    own = resolved if len(resolved["photo"]) == 1 else {key: resolved[key] for key in resolved if key not in HINTS}
     settings = [*model]
     settings += [f"--seed={job['seed']}"] if "seed" in job else []
     settings += [f"--max-time={job['max_time']}"] if "max_time" in job else []
     commands: list[tuple[str, ...]] = [("train", *_command_options(own, PHOTO_OPTIONS), *settings, *photos)]
-    commands += job_drawings.build_commands(found, model, where)
-    masks = (text for key in ("mask", "refine_mask") for text in found.get(key, ()))
-    files = [*found["photo"], *(_mask_path(text, owners) for text in masks if text), *job_drawings.list_files(found)]
+    commands += job_drawings.build_commands(resolved, model, where)
+    masks = (text for key in ("mask", "refine_mask") for text in resolved.get(key, ()))
+    files = [
+        *resolved["photo"],
+        *(_mask_path(text, owners) for text in masks if text),
+        *job_drawings.list_files(resolved),
+    ]
     return Job(tuple(names), tuple(word for word, _ in pairs), tuple(commands), tuple(settings), tuple(files))
 
 
@@ -231,14 +236,14 @@ def _resolve_paths(job: dict[str, Any], owners: set[str], folder: Path) -> dict[
     Args:
         owners: Names and classes of its objects, which may stand before a mask's path.
     """
-    found = job | {"photo": [job_drawings.resolve_photo(text, folder) for text in job["photo"]]}
+    resolved = job | {"photo": [job_drawings.resolve_photo(text, folder) for text in job["photo"]]}
     for key in ("mask", "refine_mask"):
         if key in job:
-            found[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
-    found |= job_drawings.resolve_paths(job, folder)
+            resolved[key] = [_resolve_value(text, owners, "file", folder) for text in job[key]]
+    resolved |= job_drawings.resolve_paths(job, folder)
     if "set" in job:
-        found["set"] = [_resolve_setting(text, folder) for text in job["set"]]
-    return found
+        resolved["set"] = [_resolve_setting(text, folder) for text in job["set"]]
+    return resolved
 
 
 def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
@@ -255,16 +260,16 @@ def _resolve_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
     section, _, name = renamed_settings.present_key(key.strip()).rpartition(".")
-    known = (
+    kinds = (
         {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
         if section in (*SECTIONS, "")
         else {}
     )
-    kind = known.get(name, "")
+    kind = kinds.get(name, "")
     return f"{key}{equals}{paths.CONVERTERS[kind](value.strip(), folder)}" if kind and equals else text
 
 
-def _command_options(job: dict[str, Any], known: dict[str, str]) -> list[str]:
+def _command_options(job: dict[str, Any], options: dict[str, str]) -> list[str]:
     """Options as `--name=value`, so that a value may begin with a dash."""
-    pairs = [(option, job[key]) for key, option in known.items() if key in job]
+    pairs = [(option, job[key]) for key, option in options.items() if key in job]
     return [f"{option}={text}" for option, value in pairs for text in (value if isinstance(value, list) else [value])]

@@ -128,10 +128,10 @@ def _find_setting(key: str, value: Any) -> str:
     if isinstance(value, dict) and name.replace("_", "-") in SECTIONS and value:
         owners = [name.replace("_", "-")]
         name, value = next(iter(value.items()))
-    known = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
+    setting_names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in fields(kind)}
     keys = (renamed_settings.present_key(f"{section}.{name}") for section in owners)
-    found = next((each for each in keys if each in known), "")
-    return f"{found}={_setting_text(value)}" if found else ""
+    setting = next((each for each in keys if each in setting_names), "")
+    return f"{setting}={_setting_text(value)}" if setting else ""
 
 
 def _parse_value(key: str, value: Any, where: str, keys: Mapping[str, tuple[str, str]]) -> Any:
@@ -143,10 +143,10 @@ def _parse_value(key: str, value: Any, where: str, keys: Mapping[str, tuple[str,
     tables = [value] if isinstance(value, dict) else value
     if kind == _TABLES and isinstance(tables, list) and tables and all(isinstance(each, dict) for each in tables):
         return [check_job(each, f"{key} in {where}", TABLE_KEYS[key]) for each in tables]
-    found = None if kind in (*_CHECKS, _TABLES) else _parse_list(key, kind, value)
-    if not found:
+    parsed = None if kind in (*_CHECKS, _TABLES) else _parse_list(key, kind, value)
+    if not parsed:
         raise InputError(f"{key} in {where} is {value!r}", f"{KINDS[kind]} is needed: `{key} = {example}`")
-    return found
+    return parsed
 
 
 def _parse_list(key: str, kind: str, value: Any) -> list[str] | None:
@@ -160,8 +160,8 @@ def _parse_list(key: str, kind: str, value: Any) -> list[str] | None:
     if kind == _SETTINGS and isinstance(value, dict):
         return [f"{name}={_setting_text(each)}" for name, each in _flatten_settings(value)]
     if key in (*HINTS, "places") and isinstance(value, dict):
-        found = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
-        return found if all(text.partition("=")[2] for text in found) else None
+        pairs = [f"{name}={text}" for name, each in value.items() for text in _parse_texts(kind, each) or [""]]
+        return pairs if all(text.partition("=")[2] for text in pairs) else None
     return _parse_texts(kind, value)
 
 

@@ -131,7 +131,7 @@ class LocalWorkers:
 
     def wait(self, seconds: float) -> list[tuple[Task, Ending]]:
         """Wait at most so long for tasks to end, and return them."""
-        ended = []
+        finished_tasks = []
         for worker, child, document in self._take(seconds):
             if child is not worker.child or worker.task is None:
                 continue
@@ -139,11 +139,11 @@ class LocalWorkers:
                 worker.add(document)
                 continue
             ending = worker.died() if document is None else read_ending(document, worker.results)
-            ended.append((worker.task, ending))
+            finished_tasks.append((worker.task, ending))
             worker.task = None
             self._busy.remove(worker)
             self._idle.insert(0, worker)
-        return ended
+        return finished_tasks
 
     def _take(self, seconds: float) -> Iterator[Message]:
         """Messages that are there, after waiting for the first."""

@@ -53,11 +53,11 @@ class JobProgress:
 
     def summarise(self, prior_seconds: float) -> None:
         """Report what the run took."""
-        made = self.done - self.failed - self.reused
-        if made < 2:
+        num_trained = self.done - self.failed - self.reused
+        if num_trained < 2:
             return
         shared = f", and {prior_seconds:.0f} s for class priors that batches share" if prior_seconds else ""
         self.report.note(
-            f"{made} jobs done, {self.reused} reused, {self.failed} failed in {time.monotonic() - self.started:.0f} s: "
+            f"{num_trained} jobs done, {self.reused} reused, {self.failed} failed in {time.monotonic() - self.started:.0f} s: "
             f"{self.objects_per_hour()} an hour; {self.seconds / max(1, self.done):.1f} s of a worker for each{shared}"
         )

@@ -35,24 +35,24 @@ def choose(text: str, folder: Path | None, seed: int) -> str:
     Raises:
         InputError: There is no file of a wildcard, it has no line, or wildcards name each other without end.
     """
-    made = 0
+    num_choices = 0
 
     def pick(count: int) -> int:
-        nonlocal made
-        made += 1
-        digest = hashlib.sha256(f"{seed}:{made}".encode()).digest()
+        nonlocal num_choices
+        num_choices += 1
+        digest = hashlib.sha256(f"{seed}:{num_choices}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % count
 
-    chosen = _choose_alternatives(text, pick)
+    prompt = _choose_alternatives(text, pick)
     if folder is None:
-        return chosen
+        return prompt
     for _ in range(MAX_DEPTH):
-        if not WILDCARD.search(chosen):
-            return chosen
-        chosen = WILDCARD.sub(lambda match: _pick_line(folder, match[1], pick), chosen)
-        if len(chosen) > MAX_LENGTH:
+        if not WILDCARD.search(prompt):
+            return prompt
+        prompt = WILDCARD.sub(lambda match: _pick_line(folder, match[1], pick), prompt)
+        if len(prompt) > MAX_LENGTH:
             break
-        chosen = _choose_alternatives(chosen, pick)
+        prompt = _choose_alternatives(prompt, pick)
     raise InputError(
         f"the wildcards of {text[:40]!r} name each other without end",
         "remove a wildcard from the lines of its own file",
@@ -84,8 +84,16 @@ def _suggest_wildcards(folder: Path, name: str) -> str:
     names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt"))
     near = toml_files.nearest(name, names)
     more = ", …" if len(names) > MAX_NAMES else ""
-    known = ", ".join(f"__{each}__" for each in names[:MAX_NAMES]) + more if names else f"write {folder / name}.txt"
-    return f"did you mean __{near}__? known: {known}" if near else f"known: {known}" if names else known
+    alternatives = (
+        ", ".join(f"__{each}__" for each in names[:MAX_NAMES]) + more if names else f"write {folder / name}.txt"
+    )
+    return (
+        f"did you mean __{near}__? known: {alternatives}"
+        if near
+        else f"known: {alternatives}"
+        if names
+        else alternatives
+    )
 
 
 def check_folder(folder: Path) -> None:

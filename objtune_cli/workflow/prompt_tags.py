@@ -33,9 +33,9 @@ def extract_loras(text: str, where: str, is_trained: Callable[[str], bool], synt
         return text, ()
     position, fault = prompt_syntax.find_fault(text, syntax)
     if fault:
-        shown = text[position : position + MAX_SHOWN] + ("…" if len(text) > position + MAX_SHOWN else "")
+        excerpt = text[position : position + MAX_SHOWN] + ("…" if len(text) > position + MAX_SHOWN else "")
         raise InputError(
-            f"{where} is wrong at character {position + 1}, `{shown}`: {fault}",
+            f"{where} is wrong at character {position + 1}, `{excerpt}`: {fault}",
             "weights are `(word)` and `(word:1.3)`; `\\(` is a plain bracket, and `--set generate.prompt_syntax=plain` reads all brackets as text",
         )
     written, loras = prompt_syntax.extract_loras(text, lambda name: is_trained(prompt_text.make_object_name(name)))

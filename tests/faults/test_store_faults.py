@@ -245,7 +245,7 @@ def test_f4_writers_beside_gc(size: int, store: Store, say: Say) -> None:
     store.create(replace(REX, name="n0"), {"x": np.ones(9)})
     while time.monotonic() < until:
         try:
-            with project.lock(alone=True):
+            with project.lock(exclusive=True):
                 store.create(
                     replace(REX, name="n0"), {"x": np.zeros(9)}
                 )  # supersedes: there is always something to collect

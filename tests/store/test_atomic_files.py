@@ -201,7 +201,7 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         monkeypatch.setattr("fcntl.flock", refusing(number))
-        with project.lock(), project.lock(alone=True), Checkpoint(project.store, "a" * 64).lock():
+        with project.lock(), project.lock(exclusive=True), Checkpoint(project.store, "a" * 64).lock():
             pass
 
 

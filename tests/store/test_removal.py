@@ -297,11 +297,11 @@ def test_who_works_and_who_cleans_keep_apart(tmp_path: Path) -> None:
         project.lock(),
         project.lock(),
         pytest.raises(BusyError, match="other objtune commands work in"),
-        project.lock(alone=True),
+        project.lock(exclusive=True),
     ):
         pass
-    with project.lock(alone=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.lock():
+    with project.lock(exclusive=True), pytest.raises(BusyError, match="`rm` or `mv` works in"), project.lock():
         pass
     assert list(tmp_path.iterdir()) == []
-    with atomic_files.temp_path(project.temporary), project.lock(alone=True):
+    with atomic_files.temp_path(project.temporary), project.lock(exclusive=True):
         pass

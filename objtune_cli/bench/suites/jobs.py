@@ -82,10 +82,10 @@ def _run_commands(ctx: StageContext, folder: Path, cases: Sequence[Case], settin
             document, _, _ = command_runner.run_command(ctx, command, f"job of {case.name}", threads)
             command_runner.raise_failure(document, COMMANDS, case)
 
-    started = time.monotonic()
+    start_time = time.monotonic()
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(work, cases))
-    return time.monotonic() - started
+    return time.monotonic() - start_time
 
 
 def _run_file(ctx: StageContext, folder: Path, cases: Sequence[Case], settings: list[str]) -> float:

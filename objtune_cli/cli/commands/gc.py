@@ -22,7 +22,7 @@ def gc(
     project = run.project()
     store = project.store
     before = store.backend.now() - durations.parse_duration(older_than, "--older-than")
-    with project.lock(alone=True):
+    with project.lock(exclusive=True):
         gone = removal.find_unreferenced(store, before)
         rest = garbage.find_garbage(store, before)
         size = sum(entry.size for entry in (*rest, *(store.backend.stat(ref.key) for ref in gone)))

@@ -22,7 +22,7 @@ def mv(
         "for example `objtune mv dog rex`",
     )
     project = run.project()
-    with project.lock(alone=True):
+    with project.lock(exclusive=True):
         moved = removal.rename(project.store, refs.check_name(old), refs.check_name(new))
     if not run.options["json"]:
         console.print_lines([target for _, target in moved])

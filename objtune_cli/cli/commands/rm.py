@@ -23,7 +23,7 @@ def rm(
 
     project = run.project()
     texts = read_refs(ref)
-    with project.lock(alone=True):
+    with project.lock(exclusive=True):
         gone = list(dict.fromkeys(project.store.find(text) for text in texts))
         removal.remove(project.store, gone, force=force)
     if not run.options["json"]:
