@@ -20,6 +20,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if command[4] != "run":
             return {"refs": []}, 1.0, 0.0
         document = json.loads(Path(command[5]).read_text())
+        files = [job[key] for job in document["job"] for key in ("photo", "mask")]
+        assert all((Path(command[5]).parent / file).is_file() for file in files)
         said.append(document)
         return {"jobs": [{"code": 0, "message": ""} for _ in document["job"]]}, 2.0, 0.0
 
@@ -29,7 +31,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_both_ways_have_the_same_jobs_and_settings(context, project, commands):
-    rows = {(r["method"], r["measure"]): r["mean"] for r in jobs.run(context(), project / "out", 3, Bench(), 7)}
+    rows = {(r["method"], r["measure"]): r["mean"] for r in jobs.run(context(), Path("out"), 3, Bench(), 7)}
     *lines, document = commands
     trained = [words for words in lines if words[0] == "train"]
     assert len(trained) == 3 and [words[0] for words in lines].count("generate") == 3

@@ -45,7 +45,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench, steps: int) -> 
     for way, work in ((COMMANDS, _run_commands), (BATCHES, _run_file)):
         ctx.report.note(f"{way}: {count} jobs")
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=f"{way}-") as folder:
+        with tempfile.TemporaryDirectory(dir=out.absolute(), prefix=f"{way}-") as folder:
             before = command_runner.processor_seconds()
             seconds = work(ctx, Path(folder), cases, settings)
         total = {
@@ -54,6 +54,7 @@ def run(ctx: StageContext, out: Path, count: int, config: Bench, steps: int) -> 
             "objects_per_hour": count * 3600 / seconds,
         }
         totals[way] = total
+        ctx.report.note(f"{way}: {total['seconds']:.0f} s, of the processor {total['cpu_s']:.0f} s")
     rows = [row for way, total in totals.items() for row in statistics.table_rows(way, [total])]
     ratio = {name: totals[BATCHES][name] / totals[COMMANDS][name] for name in ("seconds", "cpu_s")}
     return rows + statistics.table_rows("ratio", [ratio])
