@@ -239,7 +239,7 @@ def run(ctx: StageContext, photo: SelfTestPhoto | None, max_steps: int) -> SelfT
         work = replace(ctx, project=find_project(folder / "project", create=True), force=False)
         report, kind = SelfTestReport(photo.title if photo else "", {}), _device_kind(ctx)
         report.steps = [SelfTestStep("find the base")]
-        with _measured(report.steps[0], kind, partial(hide_private, private=private_folders(folder))):
+        with _record_step(report.steps[0], kind, partial(hide_private, private=private_folders(folder))):
             devices.pick_device(ctx.common.device)
             base = work.base
             report.base |= {"base": base.id, "family": base.family.name, "fingerprint": base.fingerprint}
@@ -252,7 +252,7 @@ def run(ctx: StageContext, photo: SelfTestPhoto | None, max_steps: int) -> SelfT
         report.steps += [SelfTestStep(name) for name in test.steps]
         for step, action in zip(report.steps[1:], test.steps.values(), strict=True):
             ctx.report.note(f"self-test: {step.name}")
-            with _measured(step, kind, hide):
+            with _record_step(step, kind, hide):
                 step.message = action()
             if step.code:
                 break
@@ -278,7 +278,7 @@ def _own_photo(ctx: StageContext, folder: Path) -> SelfTestPhoto:
 
 
 @contextmanager
-def _measured(step: SelfTestStep, kind: str, hide: Callable[[str], str]) -> Iterator[None]:
+def _record_step(step: SelfTestStep, kind: str, hide: Callable[[str], str]) -> Iterator[None]:
     """Time a step, and write its failure into it.
 
     Args:

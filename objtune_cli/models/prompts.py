@@ -85,10 +85,10 @@ def class_word_edits(name: str, word: str) -> tuple[Callable[[str], list[tuple[i
     def behind_determiner(prompt: str) -> list[tuple[int, int, str]]:
         return [(match.end(1), match.end(), f" {word}") for match in determined.finditer(prompt)]
 
-    def alone(prompt: str) -> list[tuple[int, int, str]]:
+    def find_bare_words(prompt: str) -> list[tuple[int, int, str]]:
         return [(*match.span(), with_article(word)) for match in re.finditer(pattern, prompt)]
 
-    return behind_determiner, alone
+    return behind_determiner, find_bare_words
 
 
 def with_article(word: str) -> str:

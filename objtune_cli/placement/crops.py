@@ -166,15 +166,15 @@ class CroppedRegion:
         mixed = self.background + cover[..., None] * (moved.astype(np.float32) - self.background)
         return np.rint(mixed).astype(np.uint8), cover.astype(np.float32)
 
-    def blend(self, drawn: np.ndarray, share: np.ndarray) -> np.ndarray:
+    def blend(self, new_crop: np.ndarray, share: np.ndarray) -> np.ndarray:
         """The picture with the crop drawn anew inside the region; every other pixel keeps its bytes.
 
         Args:
-            drawn: The new crop, (s, s, 3) uint8.
+            new_crop: The new crop, (s, s, 3) uint8.
             share: Weight of the new crop, (s, s) in [0, 1]; it is cut at the region's border.
         """
         weight = np.clip(resize(share, self.crop.side), 0, 1) * self.depth
-        patch = resize(drawn, self.crop.side).astype(np.float32)
+        patch = resize(new_crop, self.crop.side).astype(np.float32)
         out = self.picture.copy()
         height, width = out.shape[:2]
         top, left = max(self.crop.top, 0), max(self.crop.left, 0)
@@ -191,8 +191,8 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     reach = max(1, round(BRIDGE * len(mask) / 2))
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     whole = mask.astype(np.uint8)
-    opened = cv2.morphologyEx(whole, cv2.MORPH_OPEN, brush)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    smoothed_mask = cv2.morphologyEx(whole, cv2.MORPH_OPEN, brush)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(smoothed_mask)
     if count < 2:
         return mask
     main = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
