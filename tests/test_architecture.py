@@ -20,7 +20,7 @@ STAIRCASE = (
     # features: one folder per command
     "interchange", "segmentation", "embedding", "generation", "composition", "placement", "training",
     # measuring
-    "toybox", "evaluation", "bench",
+    "toybox", "evaluation", "bench", "report",
     # porch
     "doctor", "api", "cli",
 )  # fmt: skip

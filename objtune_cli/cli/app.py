@@ -49,6 +49,7 @@ COMMANDS = {
     "init": ("init.init", "Make this folder, or --project DIR, a project."),
     "list": ("list.list_", "List the project's artifacts: ref, class, base model, and inputs."),
     "show": ("show.show", "Show the record of an artifact, and its image."),
+    "report": ("report.report", "Write a page about the project or some objects, as one HTML file. Prints its path."),
     "verify": (
         "verify.verify",
         "Check the digests of all artifacts, and that their inputs are the recorded files.",

@@ -1,0 +1,68 @@
+"""`objtune report`: the project, or some of its objects, as one HTML file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from objtune_cli.cli import completion, console
+from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.stdin import read_refs
+from objtune_cli.errors import InputError, MissingError
+
+MARK = b"objtune report</title>"
+"""Text of every report, near its start."""
+
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file.")]
+Jobs = Annotated[Path | None, typer.Option("--jobs", metavar="FILE", help="Show the results in this run.jsonl, too.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is not a report.")]
+
+
+def report(
+    run: CommandRun,
+    ref: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trained objects; default: all.", autocompletion=completion.adapter_ref),
+    ] = None,
+    out: Out = Path("report.html"),
+    jobs: Jobs = None,
+    force: Force = False,
+) -> CommandResult:
+    from objtune_cli.report import contents, page
+    from objtune_cli.workflow import output_files
+    from objtune_cli.workflow.context import StageResult
+
+    require(out.suffix.lower() in (".html", ".htm"), f"{out} is not named as HTML", "for example `--out report.html`")
+    project = run.project()
+    store = project.store
+    refs = [store.find(text, ("adapter",)) for text in read_refs(ref)] if ref else []
+    title = ", ".join(each.name for each in refs) or project.location.rstrip("/").rpartition("/")[2]
+    shown = contents.read_project(store, title, refs, _read_jobs(jobs) if jobs else ())
+    if not shown.objects and not shown.scenes and not shown.jobs:
+        raise MissingError("there is nothing to report", "train an object first: `objtune train photo.jpg --class dog`")
+    text = "".join(page.render(store, shown))
+    file = output_files.OutputFile(out, text.encode(), lambda data: MARK in data[:4096])
+    files = output_files.write_files([file], force=force, note=run.report.note)
+    if not run.options["json"]:
+        console.print_lines(files)
+    return CommandResult(
+        [StageResult(each.record.ref, True) for each in shown.objects],
+        printed="nothing",
+        images=[],
+        extra={"files": [str(path) for path in files], "problems": shown.problems},
+    )
+
+
+def _read_jobs(file: Path) -> list[dict[str, Any]]:
+    """The last line of each job.
+
+    Raises:
+        InputError: The file cannot be read, or is not of `run`.
+    """
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return list({str(line["name"]): line for line in lines}.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a line is no result of `objtune run`"
+        raise InputError(f"{file} cannot be read: {reason}", "give the run.jsonl of a project") from None

@@ -1,0 +1,140 @@
+"""`objtune report`: what the page shows, what it escapes, and what it refuses."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objtune_cli.report import charts, page
+from objtune_cli.report.contents import Image, Scene
+from objtune_cli.store.artifacts import Record
+from tests.support.json_schema import check
+from tests.support.quick_runs import write_settings
+
+HOSTILE = "</script <img src=x onerror=alert(1) &\"'"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves its project for the others."""
+    return tmp_path_factory.mktemp("report") / "project"
+
+
+@pytest.fixture
+def project_with_dog(
+    cli: Any, base: Path, dog_photo: Path, finished: Path, fast_sampling: None, cached_segmentation: None
+) -> Any:
+    """A project with a trained dog and a scene of two images as the working folder."""
+    if finished.exists():
+        shutil.copytree(finished, Path(), dirs_exist_ok=True)
+        return cli
+    write_settings(base, max_steps=4)
+    assert cli("train", dog_photo, "--class", "dog", "--sample-every", 2).code == 0
+    assert cli("generate", f"a photo of <dog> {HOSTILE}", "-n", 2).code == 0
+    shutil.copytree(Path(), finished)
+    return cli
+
+
+def test_the_page_shows_an_object_and_its_scenes(project_with_dog: Any) -> None:
+    cli = project_with_dog
+    done = cli("report", "--json")
+    document = json.loads(done.out)
+    check(document, "output", "report")
+    assert document["refs"][0]["ref"] == "adapter/dog@1" and document["problems"] == []
+    text = Path("report.html").read_text()
+    for title in ("the photo and its mask, mask/dog@1", "photo, the object in four places", "samples during training"):
+        assert title in text
+    assert text.count("data:image/webp;base64,") == 5  # mask, preview, samples, and two images of the scene
+    for name in ("identity", "prompt", "drift", "copy"):
+        assert f'<th scope="row">{name}</th>' in text
+    assert "objtune generate &#39;a photo of &lt;dog&gt; on the beach&#39;" in text
+    assert "<code>embedding/dog@1</code>" in text and "4 steps." in text
+    assert text.count("<svg") == 1
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)
+    first = Path("report.html").read_bytes()
+    assert cli("report").out == "report.html\n"
+    assert Path("report.html").read_bytes() == first
+
+
+def test_prompts_are_escaped(project_with_dog: Any) -> None:
+    project_with_dog("report")
+    text = Path("report.html").read_text()
+    assert "<img src=x" not in text and "</script <" not in text
+    (scenes,) = re.findall(r'<script type="application/json" class="page">(.*?)</script>', text, re.S)
+    (scene,) = json.loads(scenes)
+    assert scene["prompt"] == f"a photo of <dog> {HOSTILE}"
+    assert "Seed: 1" in scene["images"][1][4]
+    assert scene["command"].startswith("objtune generate ") and "--seed 0 -n 2" in scene["command"]
+
+
+def test_jobs_that_failed_say_why(project_with_dog: Any) -> None:
+    lines = [
+        {"name": "rex", "state": "failed", "code": 3, "message": f"no photo {HOSTILE}"},
+        {"name": "tom", "state": "failed", "code": 7, "message": "earlier"},
+        {"name": "tom", "state": "done", "code": 0, "message": ""},
+    ]
+    Path("run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert project_with_dog("report", "dog", "--jobs", "run.jsonl").code == 0
+    text = Path("report.html").read_text()
+    assert "no photo &lt;/script" in text and "earlier" not in text
+    assert '<tr class="failed"><th scope="row">rex</th>' in text
+
+
+def test_missing_inputs_are_named(project_with_dog: Any) -> None:
+    assert project_with_dog("rm", "mask/dog", "--force").code == 0
+    assert project_with_dog("report").code == 0
+    assert 'mask/dog@1</code> <span class="note">no longer in the project' in Path("report.html").read_text()
+
+
+def test_other_files_are_not_replaced(project_with_dog: Any) -> None:
+    Path("page.html").write_text("<p>mine</p>")
+    refused = project_with_dog("report", "--out", "page.html")
+    assert refused.code == 2 and Path("page.html").read_text() == "<p>mine</p>"
+    assert project_with_dog("report", "--out", "page.html", "--force").code == 0
+    assert "objtune report</title>" in Path("page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (("report",), 4, "there is nothing to report"),
+        (("report", "dog"), 4, "there is no adapter/dog"),
+        (("report", "--out", "page.pdf"), 2, "page.pdf is not named as HTML"),
+        (("report", "--jobs", "none.jsonl"), 3, "none.jsonl cannot be read"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(cli: Any, line: tuple[str, ...], code: int, message: str) -> None:
+    done = cli(*line)
+    assert (done.code, done.out) == (code, "") and message in done.err, done.err
+    assert not list(Path().glob("*.html"))
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib.figure"])
+def test_without_the_extra_one_line_says_what_to_install(
+    project_with_dog: Any, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    done = project_with_dog("report")
+    assert done.code == 7 and "`pip install 'objtune[report]'`" in done.err
+    assert not Path("report.html").exists()
+
+
+def test_pages_hold_a_bounded_number_of_images() -> None:
+    record = Record("scene", "s", {}, {}, {"prompt": "p"}, {})
+    scenes = [Scene(record, tuple(Image(f"{n}-{i}", "") for i in range(n)), None, "") for n in (1, 60, 60, 250, 0, 3)]
+    pages = page.paginate(scenes)
+    sizes = [sum(len(scene.images) for scene in each) for each in pages]
+    assert max(sizes) <= page.IMAGES_PER_PAGE and sum(sizes) == 374
+    keys = [image.key for each in pages for scene in each for image in scene.images]
+    assert keys == [image.key for scene in scenes for image in scene.images]
+
+
+def test_the_end_of_the_peak_rate_is_the_moment_of_the_stop() -> None:
+    rates = [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.1]
+    assert charts.decay_start({"curves": {"learning_rate": rates}}) == 5
+    for flat in ([], [1.0], [1.0, 1.0], [0.5, 1.0, 0.5]):
+        assert charts.decay_start({"curves": {"learning_rate": flat}}) == 0
