@@ -21,7 +21,7 @@ def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> No
     write_settings(base, max_steps=4)
     cli("train", dog_photo, "--class", "dog", "--sample-every", 2)
     for seed in (1, 2):
-        cli("generate", "a photo of <dog> <b>in the snow</b>", "-n", 2, "--seed", seed)
+        cli("generate", "a photo of <dog> & 'friends' in the snow", "-n", 2, "--seed", seed)
     assert cli("report").code == 0
     messages: list[str] = []
     requests: list[str] = []
@@ -35,7 +35,7 @@ def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> No
         view.wait_for_selector(".scene img")
         assert view.locator(".scene").count() == 2 and view.locator(".scene img").count() == 4
         assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert view.locator(".scene p").first.text_content() == "a photo of <dog> <b>in the snow</b>"
+        assert view.locator(".scene p").first.text_content() == "a photo of <dog> & 'friends' in the snow"
         for image in view.locator("main img").all():
             image.scroll_into_view_if_needed()
             image.evaluate("image => image.decode()")
