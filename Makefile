@@ -58,7 +58,7 @@ test: $(STAMP)
 # What a user types, from beginning to end, much of it in processes of its own; CI runs it after `make test`.
 commands: export OMP_NUM_THREADS = 1
 commands: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "commands and not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "commands and not slow and not gpu and not faults and not fuzz"
 
 properties: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 -m "(hypothesis or fuzz) and not slow" --hypothesis-profile=default

@@ -115,13 +115,15 @@ class StageContext:
         """Find finished work in the selected number format; records of float32 and of earlier versions have no format."""
         precision = self.common.precision
         if precision == "auto":  # artifacts of `auto` come first, because those without a format may be of fp32
-            auto = self.store.find_identical(
-                wanted, lambda record: record.tools.get("precision", "").startswith("auto ")
-            )
-            return auto or self.store.find_identical(wanted, lambda record: "precision" not in record.tools)
-        return self.store.find_identical(
+            auto = self._find(wanted, lambda record: record.tools.get("precision", "").startswith("auto "))
+            return auto or self._find(wanted, lambda record: "precision" not in record.tools)
+        return self._find(
             wanted, lambda record: record.tools.get("precision", "fp32").removeprefix("auto ") == precision
         )
+
+    def _find(self, wanted: Record, accepts: Callable[[Record], bool] = lambda record: True) -> Ref | None:
+        """Find the newest work with the identity of `wanted` that `accepts` is true of, and that was not rejected."""
+        return self.store.find_identical(wanted, lambda record: record.ref not in self._rejected and accepts(record))
 
     def team(self) -> "ProcessGroup | None":
         """The processes that a launcher started for this command; None if there is only one."""
@@ -188,19 +190,18 @@ class StageContext:
             raise Stopped(self.stopped(), "stopped", "the same command resumes where it stopped")
 
     def find(self, wanted: Record, *, computed: bool = False) -> Ref | None:
-        """Find finished work with the identity of `wanted`; None if there is none, or it contains NaN or infinity.
+        """Find finished work with the identity of `wanted`, the newest without NaN and infinity; None if there is none.
 
         Args:
             computed: Whether the denoiser computed it, so that its number format counts.
         """
-        ref = self._computed(wanted) if computed else self.store.find_identical(wanted)
-        if ref is None:
-            return None
-        bad = self.store.find_bad_tensor(ref)
-        if bad:
+        while ref := self._computed(wanted) if computed else self._find(wanted):
+            bad = self.store.find_bad_tensor(ref)
+            if not bad:
+                return ref
             self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
             self.reject(ref)
-        return None if bad else ref
+        return None
 
     def reject(self, ref: Ref) -> None:
         """Exclude an artifact from reuse, so that `publish` makes a new version of the same work."""

@@ -188,6 +188,8 @@ def test_a_plus_inside_a_value_stays() -> None:
 
 UNDER_FORMER_NAMES = json.loads((Path(__file__).parent / "methods_under_former_names.json").read_text())
 """By method, digests of its settings as they were before settings were renamed: those of a result's key, and all of them."""
+ADDED_SINCE = {"sample_every"}
+"""Settings that these digests do not know; they change no result."""
 
 
 @pytest.mark.parametrize("name", UNDER_FORMER_NAMES)
@@ -204,11 +206,14 @@ def test_renaming_settings_and_neutral_values_changed_no_method(name: str) -> No
     def digest(parts: list[Any]) -> str:
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
+    def then(values: Any) -> dict[str, Any]:
+        return {name: value for name, value in asdict(values).items() if name not in ADDED_SINCE}
+
     assert UNDER_FORMER_NAMES[name] == {
         "identifying": digest([former(section, identifying(values)) for section, values in sections.items()]),
         "resolved": digest(
             [
-                *(former(section, asdict(values)) for section, values in sections.items()),
+                *(former(section, then(values)) for section, values in sections.items()),
                 former("generate", method.sampling),
             ]
         ),

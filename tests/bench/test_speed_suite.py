@@ -16,6 +16,8 @@ from objtune_cli.bench.worker_processes import WorkerProcesses
 from objtune_cli.errors import ResourceError
 from objtune_cli.runtime import memory
 
+pytestmark = pytest.mark.commands
+
 TRAINING = {
     "max_steps": 9,
     "learning_rate": 1e-3,

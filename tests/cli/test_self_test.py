@@ -20,7 +20,7 @@ from tests.support import tiny_families
 from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
-pytestmark = pytest.mark.usefixtures("cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("cached_segmentation"), pytest.mark.commands]
 
 
 def report_of(done: Any) -> dict[str, Any]:

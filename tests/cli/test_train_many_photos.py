@@ -17,6 +17,8 @@ from tests.support import fake_dreambooth as dreambench
 from tests.support import quick_runs
 from tests.support.json_schema import check
 
+pytestmark = pytest.mark.commands
+
 Cli = Callable[..., Any]
 FAST = ("--set", "bench.images_per_prompt=2", "--device", "cpu", "--precision", "fp32")
 METHODS = "objtune+train.max_steps=2+train.batch_size=1+train.num_augmentations=1+train.self_evaluation=false+prior.num_class_images=2+prior.num_predictions=4+train.num_teacher_samples=2+init-embedding.steps=2"

@@ -12,7 +12,7 @@ from objtune_cli.store import refs
 from objtune_cli.store.store import Store
 from tests.support import quick_runs
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 DRAW = ("compose", "<dog> and <cup>", "--steps", 1)
 

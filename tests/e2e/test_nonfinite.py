@@ -258,6 +258,10 @@ def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "check_finite", lambda record, arrays: None)
         store.create(record, {"latents": bad})
+    intact = generate(cli, base)
+    assert intact.code == 0 and "scene@2 is not used again: latents holds NaN" in intact.err and "v001" in intact.out
+    assert "scene/scene@1 is up to date" in intact.err
+    store.delete(Ref("scene", "scene", 1))
     again = generate(cli, base)
     assert again.code == 0 and "scene@2 is not used again: latents holds NaN" in again.err and "v003" in again.out
 

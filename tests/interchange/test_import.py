@@ -453,7 +453,7 @@ def test_notes_of_what_is_not_known_or_changes_nothing(cli: Any, folders: dict[s
     }
     save_file({k.replace("unet.", "base_model.model."): v for k, v in zeros.items()}, "rex.safetensors")
     done = cli("import", "rex.safetensors", "--class", "dog", "--name", "rex", "--base", folders["sd1"])
-    assert done.code == 0 and "changes nothing" in done.err and "no adapter_config.json beside it" in done.err
+    assert done.code == 0 and "has no effect" in done.err and "no adapter_config.json next to it" in done.err
 
 
 def test_what_an_earlier_version_took_over_is_looked_at_again(

@@ -96,7 +96,7 @@ def test_a_file_that_does_not_say_what_it_predicts(cli: Callable, project: Path,
     """Of the second family both kinds are common: what is taken is said, and can be said by hand."""
     path = one("sd2")
     done = cli("generate", "a dog", "-n", 1, "--steps", 1, "--base", path)
-    assert done.code == 0 and "does not name its prediction type; v_prediction is taken" in done.err
+    assert done.code == 0 and "does not name its prediction type; v_prediction is assumed" in done.err
     by_hand = registry.resolve(str(path), prediction="epsilon")
     assert scheduler_of(by_hand)["prediction_type"] == "epsilon" == by_hand.record()["prediction"] and not by_hand.notes
     assert (

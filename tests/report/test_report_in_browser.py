@@ -45,7 +45,7 @@ def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> No
         view.keyboard.press("Escape")
         assert not view.locator("dialog").is_visible()
         view.locator(".scene button.copy").first.click()
-        assert view.locator(".scene button.copy").first.text_content() == "Copied"
+        view.get_by_text("Copied").wait_for()
         browser.close()
     assert messages == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

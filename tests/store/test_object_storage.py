@@ -31,6 +31,8 @@ from tests.support.object_storage import Server, faulty_proxy
 from tests.support.quick_runs import UNSCORED, write_settings
 from tests.support.scaled import sized
 
+pytestmark = pytest.mark.commands
+
 REX = Record("mask", "rex", {"rex": "dog"}, {}, {"edge": 0.5}, {})
 DATA = {"x": np.arange(9, dtype=np.uint8)}
 Say = Callable[[str], None]

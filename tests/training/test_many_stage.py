@@ -24,7 +24,7 @@ from objtune_cli.training import multi_trainer, unfinished_runs
 from objtune_cli.workflow.context import StageContext
 from tests.support.quick_runs import UNSCORED, write_settings
 
-pytestmark = pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+pytestmark = [pytest.mark.usefixtures("fast_sampling", "cached_segmentation"), pytest.mark.commands]
 
 NAMES = ("rex", "cup", "tom")
 
