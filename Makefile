@@ -67,6 +67,7 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -s
 
 faults: $(STAMP)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -q -m "not gpu" -k "not short" $(FAULTS)
 
 lint: $(STAMP)
