@@ -79,10 +79,11 @@ def test_f10_every_stage_again(
         found.append(made(folder))
     kinds = {name.split("/")[1] if name.startswith("artifacts") else "export" for name in found[0]}
     assert kinds == {"mask", "embedding", "prior", "adapter", "scene", "export"}
-    assert [name for name in found[0] if len({each.get(name) for each in found}) > 1] == []
+    differing = [name for name in found[0] if len({each.get(name) for each in found}) > 1]
+    assert [name for name in differing if not name.endswith("/training.json")] == []  # that has the run's seconds
     assert all(each.keys() == found[0].keys() for each in found)
     say(
-        f"F10 every stage in {size} processes of other folder, locale, time zone, hash seed and umask: {len(found[0])} files of {len(kinds)} kinds, 1 SHA-256 each"
+        f"F10 every stage in {size} processes of other folder, locale, time zone, hash seed and umask: {len(found[0]) - len(differing)} files of {len(kinds)} kinds, 1 SHA-256 each"
     )
 
 

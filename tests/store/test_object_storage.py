@@ -394,6 +394,7 @@ def test_t7_a_process_that_wakes_after_another_one(
         assert inner[0].code == 0 and outer.code == 0 and outer.out == "adapter/dog@1\n", (inner, outer)
     key = "artifacts/adapter/dog/v001.safetensors"
     assert open_remote(address).read(key) == Local(project).read(key)
-    assert [entry.key for entry in open_remote(address).list("artifacts/adapter/", deep=True)] == [key]
+    keys = [entry.key for entry in open_remote(address).list("artifacts/adapter/", deep=True)]
+    assert keys == [key, key.replace(".safetensors", "/training.json")]
     code = "exit 8 at its next save" if other == "goes on" else "the finished work reused"
     say(f"T7  a stopped process wakes after another one {other}: {code}; adapter bytes as of an unbroken run")
