@@ -244,12 +244,17 @@ def _print_result(run: CommandRun, result: CommandResult) -> None:
         for name in names:
             run.report.note(f"picture: {name}")
         if images:
-            run.progress.show_image(images[-1])
+            run.progress.show_image(pick_image(images))
         console.print_lines([each.ref for each in result.results])
     elif result.printed == "images":
         if images:
             run.progress.show_image(images[0])
         console.print_lines(names)
+
+
+def pick_image(images: Sequence[Path]) -> Path:
+    """The image of an artifact that a terminal shows: an adapter's preview, else the last."""
+    return next((path for path in images if path.name == "preview.png"), images[-1])
 
 
 def _name_image(run: CommandRun, path: Path) -> str:

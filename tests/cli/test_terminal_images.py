@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from objtune_cli.cli import progress, terminal_images
+from objtune_cli.cli import progress, runner, terminal_images
 
 PICTURE = Image.fromarray(np.dstack([np.full((80, 160), value, np.uint8) for value in (200, 30, 60)]))
 
@@ -51,3 +52,9 @@ def test_samples_are_shown_at_once_on_a_terminal_alone(
     display.terminal = True
     display.image(np.asarray(PICTURE))
     assert "▀" in capsys.readouterr().err
+
+
+def test_of_an_adapter_the_preview_is_shown() -> None:
+    preview, samples = Path("v001/preview.png"), Path("v001/samples.png")
+    assert runner.pick_image([preview, samples]) == preview
+    assert runner.pick_image([Path("001.png"), Path("002.png")]) == Path("002.png")

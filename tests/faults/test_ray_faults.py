@@ -23,7 +23,6 @@ from tests.support.quick_runs import FAST_SETTINGS, NO_GATE_SETTINGS
 from tests.support.ray_cluster import RayCluster, start_cluster
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs objtune[ray]"),
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's own processes
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -35,6 +34,8 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def cluster():
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs objtune[ray]")
     with start_cluster() as started:
         yield started
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from objtune_cli.cli import console
 from objtune_cli.cli.ref_arguments import AnyRefs
-from objtune_cli.cli.runner import CommandResult, CommandRun
+from objtune_cli.cli.runner import CommandResult, CommandRun, pick_image
 from objtune_cli.cli.stdin import read_refs
 
 
@@ -23,7 +23,7 @@ def show(run: CommandRun, ref: AnyRefs = None) -> CommandResult:
             rows += [*_flat(asdict(record)), *(("picture", store.backend.locate_path(p)) for p in here)]
         console.print_table(("key", "value"), rows)
         if images[-1]:
-            run.progress.show_image(images[-1][-1])
+            run.progress.show_image(pick_image(images[-1]))
     single = {"artifact": asdict(records[0]), "path": store.locate(refs[0])} if len(refs) == 1 else {}
     return CommandResult(
         [StageResult(each, True) for each in refs],
