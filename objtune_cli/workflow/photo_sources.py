@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from objtune_cli.errors import InputError, ResourceError
+from objtune_cli.images import photo
 from objtune_cli.store.garbage import PHOTOS
 from objtune_cli.store.project import Project
 from objtune_cli.version import __version__
@@ -25,17 +26,23 @@ def is_address(text: str) -> bool:
 def save_photo(project: Project, text: str) -> Path:
     """Store the photo of a web address or of `-` (stdin) in the project's `.objtune/photos`, and return the file.
 
-    Equal bytes have one file. Whether it is a photo is checked on reading.
+    Equal bytes have one file.
 
     Raises:
-        InputError: It is too large, empty, or not on the server. ResourceError: The server does not answer.
+        InputError: It is no photo, too large, empty, or not on the server. ResourceError: The server does not answer.
     """
     data = _download(text.strip("\"' ")) if is_address(text) else _read_stdin()
     if not data:
         raise InputError(f"{_name(text)} is empty", "give a photo")
     key = f"{PHOTOS}{hashlib.sha256(data).hexdigest()[:16]}{_suffix(text)}"
     project.store.write(key, data)
-    return project.store.backend.path(key)
+    path = project.store.backend.path(key)
+    try:
+        photo.read_header(path)
+    except InputError as error:  # it names a file that the user has never seen
+        project.store.backend.delete(key)
+        raise InputError(error.message.replace(str(path), _name(text)), error.hint) from None
+    return path
 
 
 def _name(text: str) -> str:

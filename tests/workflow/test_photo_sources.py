@@ -88,5 +88,9 @@ def test_train_takes_an_address(cli, dog_photo: Path, server: str, tmp_path: Pat
     (tmp_path / "www" / "rex.jpg").write_bytes(dog_photo.read_bytes())
     done = cli("train", f"{server}/rex.jpg", "--class", "dog", "--dry-run", "--set", "train.batch_size=1")
     assert done.code == 0, done.err
+    (tmp_path / "www" / "page.jpg").write_text("<html>no photo</html>")
+    done = cli("train", f"{server}/page.jpg", "--class", "dog")
+    assert done.code == 3 and f"{server}/page.jpg is a web page, not the picture" in done.err
+    assert b"<html>no photo</html>" not in [file.read_bytes() for file in Path(".objtune/photos").glob("*")]
     done = cli("train", f"{server}/none.jpg", "--class", "dog")
     assert done.code == 3 and "returned 404" in done.err
