@@ -49,25 +49,7 @@ def decay_start(history: Mapping[str, Any]) -> int:
     return last if 0 < last < len(rates) and rates[:last].count(peak) > 1 else 0
 
 
-def draw_intervals(rows: Sequence[tuple[str, float, float, float]], title: str) -> str:
-    """Draw means with their intervals, one row each.
-
-    Args:
-        rows: Label, mean, and both ends of the interval.
-
-    Returns:
-        An `<svg>` element.
-    """
-    figure, axes = _figure(height=0.6 + 0.28 * len(rows))
-    for place, (_, mean, low, high) in enumerate(reversed(rows)):
-        axes.plot((low, high), (place, place), color=COLOURS[0], linewidth=2)
-        axes.plot(mean, place, color=COLOURS[0], marker="o", markersize=5)
-    axes.set_yticks(range(len(rows)), [label for label, *_ in reversed(rows)])
-    axes.set_xlabel(title)
-    return _to_svg(figure)
-
-
-def _figure(height: float = 2.6) -> tuple[Any, Any]:
+def _figure() -> tuple[Any, Any]:
     """An empty figure with grey axes.
 
     Raises:
@@ -77,7 +59,7 @@ def _figure(height: float = 2.6) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise ResourceError("a report needs other packages", "`pip install 'objtune[report]'`") from None
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(colors=GREY, labelsize=8)
     axes.xaxis.label.set_color(GREY)

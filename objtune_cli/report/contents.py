@@ -24,11 +24,10 @@ REPEATED_SETTINGS = ("guidance_scale", "num_inference_steps", "scheduler", "nega
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of the store: its key, what it shows, and the generation parameters in it."""
+    """An image of the store: its key, and what it shows."""
 
     key: str
     title: str
-    parameters: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def prompts_of(names: list[str]) -> list[str]:
 def draw(ctx: StageContext, run: "TrainingRun") -> None:
     """Sample with the weights of a run as they are, and record and report the images.
 
-    A prompt that is too long, or an image that is not finite, is left out: the run itself goes on.
+    A prompt that is too long, or an image that is not finite, is noted: the run itself goes on.
     """
     import numpy as np
     import torch
@@ -75,7 +75,8 @@ def draw(ctx: StageContext, run: "TrainingRun") -> None:
             latents = sampling.sample(model, prompts, seeds, SamplingSettings(**settings))
             images = model.decode_latents(latents)
             scores = {} if run.judge is None else run.judge.score_images(images, names)
-    except (InputError, NonFiniteError):
+    except (InputError, NonFiniteError) as error:
+        ctx.report.note(f"no samples at step {trainer.step}: {error.message}")
         return
     finally:
         if trainer.config.offload_vae:

@@ -150,7 +150,8 @@ class Trainer:
         Raises:
             GateError: The loss, its gradients, or the validation loss is not finite. NonFiniteError: so is the base's own prediction.
         """
-        total = sum(self.weights[name] * float(value) for name, value in terms.items())
+        values = {name: float(term) for name, term in terms.items()}
+        total = sum(self.weights[name] * value for name, value in values.items())
         if not math.isfinite(total):
             raise self.describe_failure(f"the loss is {total}")
         if self.plateau is not None and not all(map(math.isfinite, self.plateau.history[-1:])):
@@ -163,14 +164,14 @@ class Trainer:
         keep = 0.9 if self.step else 0.0
         token_rate, layer_rate = (group["lr"] for group in self.optimizer.param_groups)
         self.measured = {
-            **{name: float(term) for name, term in terms.items()},
+            **values,
             "loss": total,
             "learning_rate": layer_rate,
             "embedding_lr": token_rate,
             "gradient_norm": norm,
         }
-        for name, term in terms.items():
-            self.running_losses[name] = keep * self.running_losses[name] + (1 - keep) * float(term)
+        for name, value in values.items():
+            self.running_losses[name] = keep * self.running_losses[name] + (1 - keep) * value
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
