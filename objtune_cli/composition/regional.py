@@ -86,7 +86,7 @@ def regional_sampling(
         model.denoiser.set_attn_processor(
             {
                 name: across
-                if family.cross_attention in name
+                if family.is_cross_attention(name)
                 else within
                 if within and family.self_attention in name
                 else processor

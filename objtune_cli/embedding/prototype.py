@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from objtune_cli.config.sections import Embed
+from objtune_cli.embedding.descriptive_words import WORDS
 from objtune_cli.errors import GateError
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
@@ -21,6 +22,9 @@ from objtune_cli.models.prompts import PROMPT, with_article
 from objtune_cli.numerics.ddpm import seeded
 from objtune_cli.numerics.embeddings import cosine_loss, keep_norm, lengths, prototype
 from objtune_cli.numerics.masks import crop
+
+WORDS_PER_VECTOR = 2
+"""Words whose mean is a token's first vector in a text space without CLIP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +103,16 @@ def initialise_token(
     if image_encoders:
         prototypes = [compute_prototype(t, model, photos, class_word, config.weights) for t in image_encoders]
         metrics = dict(prototypes[0][1])
-        steps = config.steps if config.init == "prototype" else 0
         goals = list(zip(image_encoders, [goal for goal, _ in prototypes], strict=True))
-        rows, curve = _fit_to_prototype(
-            model, goals, rows, appended_vectors, class_vectors, replace(config, steps=steps), on_step
-        )
-        metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
+        if image_encoders[0].shares_text_space:
+            steps = config.steps if config.init == "prototype" else 0
+            rows, curve = _fit_to_prototype(
+                model, goals, rows, appended_vectors, class_vectors, replace(config, steps=steps), on_step
+            )
+            metrics |= {"cos_before": curve[0], "cos_after": curve[-1]}
+        elif config.init == "prototype":
+            rows, cosines = _describe_prototype(model, *goals[0], class_vectors, class_word, config)
+            metrics |= cosines
     vectors = torch.cat([rows, appended_vectors]).cpu()
     if not finite_checks.is_finite(
         torch.cat([vectors.flatten(), torch.tensor(list(metrics.values()), dtype=vectors.dtype)])
@@ -123,6 +131,33 @@ def _initial_vectors(model: BaseModel, own: Tensor, config: Embed) -> Tensor:
     if config.init == "rare-token":
         return class_token_embeddings(model, config.rare_token)[: config.num_vectors]
     return concat_encoders([_vectors_near_class(part, config) for part in split_encoders(own, model.widths)])
+
+
+@torch.no_grad()
+def _describe_prototype(
+    model: BaseModel, clip: Clip, goal: Tensor, class_vectors: Tensor, class_word: str, config: Embed
+) -> tuple[Tensor, dict[str, float]]:
+    """The first vectors for a text space without CLIP: those of words with which CLIP describes the prototype (ours).
+
+    Row i is the mean of the vectors of every k-th word from the i-th, at the norm of the class word's vectors.
+
+    Args:
+        goal: The prototype, (d,), in CLIP's space.
+
+    Returns:
+        The vectors (k, d'); and the cosine to the prototype of the class alone and with the words.
+    """
+    prompts = [f"a photo of {with_article(f'{word} {class_word}')}" for word in WORDS]
+    cosines = clip.text_features(model, prompts) @ goal
+    words = [WORDS[int(i)] for i in cosines.topk(WORDS_PER_VECTOR * config.num_vectors).indices]
+    norm = class_vectors.norm(dim=1).mean()
+    rows = [
+        torch.cat([class_token_embeddings(model, word) for word in words[i :: config.num_vectors]]).mean(0)
+        for i in range(config.num_vectors)
+    ]
+    described = f"a photo of {with_article(' '.join([*words[: config.num_vectors], class_word]))}"
+    before, after = (clip.text_features(model, [PROMPT.format(with_article(class_word)), described]) @ goal).tolist()
+    return keep_norm(torch.stack(rows), norm), {"cos_before": before, "cos_after": after}
 
 
 def _vectors_near_class(own: Tensor, config: Embed) -> Tensor:

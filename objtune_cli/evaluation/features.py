@@ -86,9 +86,10 @@ def load_base_clip(ctx: StageContext) -> tuple[ImageEmbedder, TextEmbedder]:
             f"`--set bench.clip_model={CLIP}`, after `objtune fetch --model {CLIP}`; docs/reference/base-models.md lists the other places",
         )
     base_model = ctx.load_base_model()
-    model = towers.load(source, base_model, index).clip
+    loaded = towers.load(source, base_model, index)
+    model = loaded.clip
     side = int(model.config.vision_config.image_size)
-    return _clip_embedders(model, base_model.tokenizers[index], Preprocessing(side, side, towers.MEAN, towers.STD))
+    return _clip_embedders(model, loaded.get_tokenizer(base_model), Preprocessing(side, side, towers.MEAN, towers.STD))
 
 
 def _clip_embedders(model: Any, words: Any, prepared: Preprocessing) -> tuple[ImageEmbedder, TextEmbedder]:

@@ -143,11 +143,11 @@ class _GuidanceHook:
             predictions = self._predict(module, args, kwargs, [*self.images, *self.scenes], self.call_arguments)
             in_class_words, of_classes = predictions.split([len(self.images), len(self.scenes)])
             addition = self._add(dict(zip(self.images, in_class_words, strict=True)), of_classes, prompted)
-        sample = sample + addition.repeat(len(sample) // self.batch_size, 1, 1, 1)
+        sample = sample + addition.repeat(len(sample) // self.batch_size, *[1] * (addition.ndim - 1))
         return (sample, *out[1:]) if isinstance(out, tuple) else type(out)(sample=sample)
 
     def _add(self, in_class_words: dict[int, Tensor], of_classes: Tensor, prompted: Tensor) -> Tensor:
-        """The addition to each image's prediction, (N, C, h, w).
+        """The addition to each image's prediction, in the shape of the denoiser's output, (N, ...).
 
         Args:
             in_class_words: The base's prediction of the prompt in class words, by image.

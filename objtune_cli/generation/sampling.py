@@ -51,10 +51,10 @@ def sample(
         UsageError: The sampler cannot take so many steps.
         NonFiniteError: An image's latents are not finite; names the images and the part at fault.
     """
-    pipe = model.pipeline(settings.scheduler)
     steps, guidance = settings.num_inference_steps, settings.guidance_scale
     height, width = settings.height or model.resolution, settings.width or model.resolution
-    shape = (model.denoiser.config.out_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+    shape = (model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+    pipe = model.pipeline(settings.scheduler, shape[1] * shape[2])
     generators = [seeded(seed) for seed in seeds]
     noise = _sample_noise(generators, shape)
     calls = set_steps(pipe.scheduler, steps, model.device)
@@ -193,7 +193,7 @@ def resample(
     Raises:
         NonFiniteError: As `sample`.
     """
-    pipe = model.pipeline(settings.scheduler)
+    pipe = model.pipeline(settings.scheduler, latents.shape[-2] * latents.shape[-1])
     steps = settings.num_inference_steps
     sampler = pipe.scheduler = copy.deepcopy(late_start.restartable_sampler(model, pipe.scheduler))
     late_start.start_at_step(sampler, min(round(steps * (1 - strength)), steps - 1))

@@ -36,8 +36,9 @@ def add(
         return []
     starts, before = model.family.decoder_layers(model.denoiser) if blocks == "decoder" else (("",), [])
     targets = [
-        layer for layer, _ in model.denoiser.named_modules()
-        if any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
+        layer for layer, module in model.denoiser.named_modules()
+        if not isinstance(module, torch.nn.ModuleList)  # to_out is a list in some blocks, and a layer in others
+        and any(layer == end or layer.endswith("." + end) for end in ends) and layer.startswith(starts)
     ]  # fmt: skip
     is_first = not getattr(model.denoiser, "peft_config", None)
     if is_first:

@@ -123,12 +123,12 @@ def record_cross_attention(model: BaseModel, rows: int) -> Iterator[Recorder]:
     plain = {
         model.denoiser.get_submodule(k.removesuffix(".processor")): v
         for k, v in before.items()
-        if model.family.cross_attention in k
+        if model.family.is_cross_attention(k)
     }
     middle = model.resolution // model.vae_scale_factor // model.family.latent_multiple(model.denoiser.config)
     recorder = Recorder(rows, max(MAX_MAP_SIDE, middle), plain)  # SDXL's smallest maps have 32 cells a side
     model.denoiser.set_attn_processor(
-        {k: recorder if model.family.cross_attention in k else v for k, v in before.items()}
+        {k: recorder if model.family.is_cross_attention(k) else v for k, v in before.items()}
     )
     try:
         yield recorder

@@ -14,7 +14,7 @@ from torch import Tensor
 from objtune_cli.errors import UsageError
 from objtune_cli.models import families, finite_checks, prompt_encoding
 from objtune_cli.models.conditioning import Conditioning
-from objtune_cli.models.families import component_loading, model_kind, schedulers
+from objtune_cli.models.families import component_loading, schedulers
 from objtune_cli.models.inpainting_inputs import InpaintingInputs
 from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
 from objtune_cli.models.prompts import class_word_spans, restore_placeholders
@@ -58,7 +58,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     reload_vae: Callable[[], Any] | None = None
-    _vae_scale_factor: int = 0
+    _vae_config: Mapping[str, Any] | None = None
     family: families.Family = families.SD1
     tokenizer_2: Any = None
     text_encoder_2: Any = None
@@ -102,15 +102,25 @@ class BaseModel:
         """Free the VAE until `vae` is next read, and move T5, whose states are cached, to the CPU."""
         if self.text_encoder_3 is not None:
             self.text_encoder_3.to("cpu")
-        if self.reload_vae is not None and self.vae_scale_factor:  # reading the factor stores it
+        if self.reload_vae is not None and self.vae_config:  # reading the config stores it
             self.loaded_vae = None
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """The VAE's config, also while the VAE is offloaded."""
+        if self._vae_config is None:
+            self._vae_config = dict(self.vae.config)
+        return self._vae_config
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell, along one side."""
-        if not self._vae_scale_factor:
-            self._vae_scale_factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))
-        return self._vae_scale_factor
+        return self.family.cell_size(self.vae_config)
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of channels of the latents."""
+        return self.family.latent_channels(self.denoiser.config)
 
     @property
     def size_multiple(self) -> int:
@@ -120,10 +130,7 @@ class BaseModel:
     @property
     def resolution(self) -> int:
         """Side of the images that this base was trained on, px."""
-        return (
-            model_kind.read_side(self.denoiser.config.sample_size, self.family.default_latent_size)
-            * self.vae_scale_factor
-        )
+        return self.family.training_side(self.denoiser.config, self.vae_config) * self.vae_scale_factor
 
     @property
     def alpha_bar(self) -> Tensor:
@@ -153,7 +160,11 @@ class BaseModel:
             (text,) = texts  # prompts of different lengths are no single tensor
             return prompt_encoding.token_ids(self, text, tokenizer)
         out = tokenizer(
-            texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            [self.family.prompt_text(self, text) for text in texts],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
         )
         ids: Tensor = out.input_ids.to(self.device)
         return ids
@@ -220,24 +231,16 @@ class BaseModel:
             )
 
         mean, std = finite_checks.through_vae(self, "VAE encoder", images, encode)
-        scale = self.vae.config.scaling_factor
-        return (mean - self._shift) * scale, std * scale
-
-    @property
-    def _shift(self) -> float:
-        """Shift that is subtracted from latents before scaling; 0 if the VAE's config has none."""
-        return float(self.vae.config.get("shift_factor") or 0)
+        return self.family.normalise_latents(self.vae, mean, std)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W) in [-1, 1], float32."""
-        scaled = latents / self.vae.config.scaling_factor + self._shift
+        scaled = self.family.denormalise_latents(self.vae, latents)
+        size = vae_batch_size(*(self.vae_scale_factor * n for n in latents.shape[-2:]))
 
         def decode() -> Tensor:
-            parts = [
-                self.vae.decode(z.to(self.device, self.vae.dtype)).sample
-                for z in scaled.split(vae_batch_size(*(self.vae_scale_factor * n for n in latents.shape[-2:])))
-            ]
+            parts = [self.vae.decode(z.to(self.device, self.vae.dtype)).sample for z in scaled.split(size)]
             return torch.cat(parts).float()
 
         return finite_checks.through_vae(self, "VAE decoder", scaled, decode).clamp(-1, 1)  # infinity would be white
@@ -249,13 +252,18 @@ class BaseModel:
             return prediction
         return self.family.predict(self, z_t, t, condition)
 
-    def pipeline(self, scheduler: str = "auto") -> Any:
-        """Build the pipeline of diffusers with the named sampler; it takes encoded prompts."""
+    def pipeline(self, scheduler: str = "auto", cells: int = 0) -> Any:
+        """Build the pipeline with the named sampler; it takes encoded prompts.
+
+        Args:
+            cells: Number of latent cells of an image, on which some samplers' noise levels depend; 0 for the base's own size.
+        """
+        cells = cells or (self.resolution // self.vae_scale_factor) ** 2
         own = scheduler == "auto" and self.sampler is not None
         sampler = (
             type(self.sampler).from_config(self.sampler.config)
             if own
-            else self.family.make_sampler(self.scheduler, scheduler)
+            else self.family.make_sampler(self.scheduler, scheduler, cells)
         )
         pipe = self.family.build_pipeline(self, sampler)
         pipe.set_progress_bar_config(disable=True)

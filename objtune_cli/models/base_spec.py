@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from objtune_cli.models import families
-from objtune_cli.models.families import Family, model_kind, schedulers, single_file, vae_override
+from objtune_cli.models.families import Family, schedulers, single_file, vae_override
 from objtune_cli.models.families import pipeline_folder as folders
 
 MAX_BYTES_TO_LOAD_TWICE = 256_000_000
@@ -92,8 +92,7 @@ class BaseSpec:
     @property
     def num_latent_cells(self) -> int:
         """Latent cells of an image of its resolution."""
-        side = self._config(self.family.denoiser).get("sample_size")
-        return model_kind.read_side(side, self.family.default_latent_size) ** 2
+        return self.family.training_side(self._config(self.family.denoiser), self._config("vae")) ** 2
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -113,7 +112,7 @@ class BaseSpec:
     @property
     def vae_scale_factor(self) -> int:
         """Image pixels per latent cell, along one side."""
-        return int(2 ** (len(self._config("vae").get("block_out_channels", (64,))) - 1))
+        return self.family.cell_size(self._config("vae"))
 
     @property
     def resolution(self) -> int:

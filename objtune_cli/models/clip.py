@@ -11,13 +11,16 @@ from torch import Tensor
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families.component_loading import load_complete
+from objtune_cli.models.families import bundled_tokenizers
+from objtune_cli.models.families.component_loading import load_complete, load_tokenizer
 from objtune_cli.models.loading import UNREADABLE, silence_library_logging
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's colour statistics, for images in [0, 1]."""
+TOKENS = 77
+"""Number of tokens that a CLIP's text encoder reads."""
 BACKGROUND_LABELS = (
     "the background",
     "the sky",
@@ -37,11 +40,23 @@ class Clip:
 
     Attributes:
         index: Position of the base's text encoder that shares its text space.
+        tokenizer: Its own tokenizer if no text encoder of the base shares its text space. It then reads class words in the
+            place of placeholders.
     """
 
     clip: Any
     device: torch.device
     index: int = 0
+    tokenizer: Any = None
+
+    @property
+    def shares_text_space(self) -> bool:
+        """Whether the base's tokens can be learned in this text space."""
+        return self.tokenizer is None
+
+    def get_tokenizer(self, model: BaseModel) -> Any:
+        """The tokenizer of its text encoder."""
+        return self.tokenizer or model.tokenizers[self.index]
 
     @property
     def image_size(self) -> int:
@@ -82,8 +97,15 @@ class Clip:
         which a placeholder would have.
         """
         self.onload()
-        tokenizer = model.tokenizers[self.index]
-        ids = model.token_ids(texts, tokenizer)
+        tokenizer = self.get_tokenizer(model)
+        if self.shares_text_space:
+            ids = model.token_ids(texts, tokenizer)
+        else:
+            plain = [model.with_class_words(text) for text in texts]
+            ids = tokenizer(
+                plain, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+            ).input_ids
+            ids = ids.to(self.device)
         states = self._reader(model)(input_ids=ids).last_hidden_state
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         pooled = states[torch.arange(len(ids), device=ids.device), end]
@@ -94,6 +116,8 @@ class Clip:
 
     def _reader(self, model: BaseModel) -> Any:
         """The base's own text encoder; if it lacks layers (SD 2.x lacks the last), this CLIP's encoder with the base's token table."""
+        if not self.shares_text_space:
+            return self.clip.text_model
         own = model.text_encoders[self.index]
         if own.config.num_hidden_layers == self.clip.config.text_config.num_hidden_layers:
             return own
@@ -102,7 +126,7 @@ class Clip:
 
 
 def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
-    """Open the CLIP model that the base's text encoder number `index` is a part of.
+    """Open the CLIP model that the base's text encoder number `index` is a part of, or any if the family has none of CLIP's.
 
     Args:
         source: A folder as `save_pretrained` writes it, or a safetensors file with the same names.
@@ -115,6 +139,11 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
 
     silence_library_logging()
     encoder = model.text_encoders[index]
+    is_shared = model.family.shares_clip_space
+    if source.is_file() and not is_shared:
+        raise IncompatibleError(
+            f"the CLIP in {source} has no tokenizer", "give its folder or its hub id: `--set clip_model=…`"
+        )
     try:
         with LOAD_LOCK:
             if source.is_file():
@@ -128,14 +157,23 @@ def load(source: Path, model: BaseModel, index: int = 0) -> Clip:
         raise kind(
             f"the CLIP in {source} cannot be opened: {str(error).splitlines()[0]}", "download it again"
         ) from None
-    if clip.config.text_config.hidden_size != encoder.config.hidden_size:
+    if is_shared and clip.config.text_config.hidden_size != encoder.config.hidden_size:
         raise IncompatibleError(
             f"the CLIP in {source} does not match the base's text encoder",
             "use the CLIP model that contains the base's text encoder",
         )
     clip.requires_grad_(False).eval().to(model.device, torch.float32)
     finite_checks.check_weights(f"CLIP in {source}", clip)
-    return Clip(clip, model.device, index)
+    return Clip(clip, model.device, index, None if is_shared else _load_tokenizer(source))
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a CLIP's folder; OpenAI's if the folder has none."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return bundled_tokenizers.clip_tokenizer("<|endoftext|>")
+    from transformers import CLIPTokenizer
+
+    return load_tokenizer(CLIPTokenizer, folder.parent, folder.name)
 
 
 VISION_HEADS = 16

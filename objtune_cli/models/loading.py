@@ -89,7 +89,7 @@ def _load_components(
     _check_tokenizers(model, weights or folder)
     model.notes += _describe_loading(model, overrides, folder)
     _freeze(model)
-    if model_kind.is_inpainting(model.denoiser.config.in_channels, model.denoiser.config.out_channels):
+    if model_kind.is_inpainting(model.denoiser.config.in_channels, model.latent_channels):
         model.inpainting = InpaintingInputs(model)
     return model
 
@@ -133,10 +133,10 @@ def _build_model(
 
 
 def _freeze(model: BaseModel) -> None:
-    """Freeze the networks and move them to the device, text encoders in float32."""
+    """Freeze the networks and move them to the device."""
     model.denoiser.requires_grad_(False).eval().to(model.device, model.dtype)
-    for module in model.text_encoders:  # they are small, and token gradients need the precision
-        module.requires_grad_(False).eval().to(model.device, torch.float32)
+    for module in model.text_encoders:
+        module.requires_grad_(False).eval().to(model.device, model.family.text_encoder_dtype(model.dtype))
     if model.text_encoder_3 is not None:
         model.text_encoder_3.requires_grad_(False).eval().to(model.device)
     if model.device.type == "cpu":
@@ -190,7 +190,8 @@ def _check_tokenizers(model: BaseModel, source: Path) -> None:
                 f"the base in {source} is damaged: its tokenizer limits prompts to {limit!r} tokens",
                 folders.AGAIN,
             )
-        tokenizer.model_max_length = int(min(limit, encoder.config.max_position_embeddings))
+        own = model.family.max_prompt_tokens or limit
+        tokenizer.model_max_length = int(min(limit, encoder.config.max_position_embeddings, own))
 
 
 def _detect_family(folder: Path) -> families.Family:
@@ -217,20 +218,19 @@ def _load_vae(
     folder: Path, device: torch.device, dtype: torch.dtype, weights: Path | None = None, override: Path | None = None
 ) -> Any:
     """Load the base's VAE, or the file or folder `override`, and freeze it."""
-    from diffusers import AutoencoderKL
-
     vae: Any
+    family = _detect_family(folder)
     with LOAD_LOCK:
         if override is not None:
             vae = (
-                single_file_loading.load_component("vae", override, single_file.LAYOUTS / _detect_family(folder).name)
+                single_file_loading.load_component("vae", override, single_file.LAYOUTS / family.name)
                 if override.is_file()
-                else component_loading.load_component(AutoencoderKL, override.parent, override.name)
+                else family.load_vae(override.parent, override.name)
             )
         elif weights:
             vae = single_file_loading.load_component("vae", weights, folder)
         else:
-            vae = component_loading.load_component(AutoencoderKL, folder, "vae")
+            vae = family.load_vae(folder, "vae")
     vae.requires_grad_(False).eval().to(device, dtype)
     return vae.to(memory_format=torch.channels_last) if device.type == "cpu" else vae
 

@@ -62,7 +62,7 @@ class Placeholders:
         own = placeholder_tokens(name, len(rows))
         for tokenizer, table in zip(self.model.tokenizers, self.tables, strict=True):
             _fill_gap(tokenizer, table)
-            tokenizer.add_tokens(own, special_tokens=True)
+            self.model.family.add_tokens(tokenizer, own)
         self.words[name] = own
         self.model.classes[name] = class_word or name
         self.replace(name, rows)
@@ -159,7 +159,7 @@ def class_token_embeddings(model: BaseModel, word: str) -> Tensor:
     """The token vectors (n, d) of a class word, concatenated over the text encoders."""
     parts = []
     for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True):
-        ids: Any = tokenizer(word, add_special_tokens=False).input_ids
+        ids = model.family.word_ids(tokenizer, word)
         table = encoder.get_input_embeddings().weight
         parts.append(table[torch.tensor(ids, device=table.device)].detach().clone().float())
     return concat_encoders(parts)
@@ -210,12 +210,13 @@ def check_objects_read(model: BaseModel, text: str, where: str = "the prompt") -
     counts = []
     is_chunked = model.prompt_syntax != PLAIN and needs_chunks(model, text)
     for tokenizer in () if is_chunked else model.tokenizers:
-        ids = tokenizer(text).input_ids
+        read_text = model.family.prompt_text(model, text)
+        ids = tokenizer(read_text).input_ids
         own = {
             name: set(tokenizer.convert_tokens_to_ids(placeholder_tokens(name, _count(text, name)))) for name in names
         }
         places = {name: [i for i, token in enumerate(ids) if token in own[name]] for name in names}
-        counts.append(_count_tokens(tokenizer, text, tokenizer.model_max_length, places, where))
+        counts.append(_count_tokens(tokenizer, read_text, tokenizer.model_max_length, places, where))
     class_text = plain_text(model.with_class_words(text), model.prompt_syntax)
     for tokenizer, limit in model.family.t5_tokenizers(model):
         offsets = tokenizer(class_text, return_offsets_mapping=True).offset_mapping

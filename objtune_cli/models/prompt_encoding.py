@@ -45,8 +45,8 @@ class Chunks:
 
 
 def needs_chunks(model: "BaseModel", text: str) -> bool:
-    """Whether a prompt has weights or breaks, or is longer than a text encoder's window; never in plain syntax."""
-    if model.prompt_syntax == PLAIN:
+    """Whether a prompt has weights or breaks, or is longer than a text encoder's window; never in plain syntax, or if the family reads no weights."""
+    if model.prompt_syntax == PLAIN or not model.family.reads_prompt_weights:
         return False
     if has_syntax(text, model.prompt_syntax):
         return True

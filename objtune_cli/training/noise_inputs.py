@@ -41,7 +41,7 @@ def noise_prior(model: "BaseModel", num_predictions: int) -> PriorArtifact:
     import torch
 
     side = model.resolution // model.vae_scale_factor
-    shape = (3, num_predictions, model.denoiser.config.in_channels, side, side)
+    shape = (3, num_predictions, model.latent_channels, side, side)
     latents, noisy_latents, predictions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         conditions = model.encode_prompt(["a photo of a dog"]).pack().float().cpu()

@@ -24,5 +24,14 @@ SD35: dict[str, Any] = SD3 | {
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
 }
+FLUX2_KLEIN_4B: dict[str, Any] = {
+    "patch_size": 1, "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "attention_head_dim": 128, "num_attention_heads": 24,
+    "joint_attention_dim": 7680, "timestep_guidance_channels": 256, "mlp_ratio": 3.0, "axes_dims_rope": (32, 32, 32, 32), "rope_theta": 2000,
+    "eps": 1e-6, "guidance_embeds": False,
+}  # fmt: skip
+FLUX2_KLEIN_9B: dict[str, Any] = FLUX2_KLEIN_4B | {
+    "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288
+}  # fmt: skip
+FLUX2 = {"4b": FLUX2_KLEIN_4B, "9b": FLUX2_KLEIN_9B}
 DENOISERS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 TRANSFORMERS = {"sd3": SD3, "sd35": SD35}

@@ -4,6 +4,7 @@ SD 2.x: one level attends, exact GELU, a text encoder that lacks its CLIP's last
 SDXL: the levels, transformer depths and layers a block of the real one, two text encoders, pooled embedding and size conditions.
 SD 3: blocks over picture and words together, 16 latent channels that are shifted, T5 beside the two CLIPs. SD 3.5: with norms of queries and keys
 and picture-only attention in the first blocks, and without T5.
+FLUX.2 klein: two double-stream and two single-stream blocks, a language model of four layers, latents of 16 channels in patches.
 """
 
 from pathlib import Path
@@ -15,9 +16,12 @@ import objtune_cli.models.base_model  # noqa: F401  (repairs torchvision before 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -30,6 +34,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -44,6 +51,7 @@ WIDTH_2 = 24
 """Of the second text encoder of SDXL and of SD 3."""
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "sd1": {"safety_checker": None}, "sd2": {"safety_checker": None}, "sdxl": {}, "sd3": {}, "sd35": {"text_encoder_3": None, "tokenizer_3": None},
+    "flux2-klein": {},
 }  # fmt: skip
 """What diffusers' pipelines of these bases are told to open without."""
 WIDTH_3 = 48
@@ -225,6 +233,69 @@ def sd3(folder: Path, *, with_clip: bool = True, newer: bool = False) -> Path:
     if with_clip:
         first.save_pretrained(folder / "clip")
         second.save_pretrained(folder / "clip_2")
+    return folder
+
+
+QWEN_WIDTH, QWEN_LAYERS = 16, 4
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+"""What Qwen3's own template makes of one message."""
+
+
+def qwen_tokenizer() -> Qwen2TokenizerFast:
+    """Every byte is a token, and " dog" and " cat" are."""
+    pieces = [*sorted(tiny_sd1.ByteLevel.alphabet())]
+    merges = [("d", "o"), ("do", "g"), ("\u0120", "dog"), ("c", "a"), ("ca", "t"), ("\u0120", "cat")]
+    pieces += ["".join(pair) for pair in merges]
+    words = Qwen2TokenizerFast(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=131072, unk_token=None,
+        eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    words.add_tokens(["<think>", "</think>"])
+    words.chat_template = CHAT_TEMPLATE
+    return words
+
+
+def qwen3(words: Qwen2TokenizerFast) -> Qwen3ForCausalLM:
+    """A language model whose token table is its output layer too, with rows that no token has, as the real one."""
+    config = Qwen3Config(
+        vocab_size=len(words) + 7, hidden_size=QWEN_WIDTH, intermediate_size=32, num_hidden_layers=QWEN_LAYERS, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=1024, tie_word_embeddings=True,
+    )  # fmt: skip
+    reader = Qwen3ForCausalLM(config)
+    with torch.no_grad():  # as wide as a trained table, so that prompts differ
+        reader.get_input_embeddings().weight.normal_(0, 0.3)
+    return reader
+
+
+def flux2_klein(folder: Path, *, distilled: bool = False) -> Path:
+    """A base in FLUX.2 klein's layout, without a CLIP."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        words = qwen_tokenizer()
+        reader = qwen3(words)
+        denoiser = Flux2Transformer2DModel(
+            in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=3 * QWEN_WIDTH,
+            timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False, mlp_ratio=2.0,
+        )  # fmt: skip
+        vae = AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(4, 8),
+            latent_channels=4, norm_num_groups=2, sample_size=32, layers_per_block=1, mid_block_add_attention=False,
+        )  # fmt: skip
+        vae.bn.running_mean.normal_(0, 0.1)
+        vae.bn.running_var.uniform_(0.5, 2)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+    pipe = Flux2KleinPipeline(scheduler, vae, reader, words, denoiser, is_distilled=distilled)
+    pipe.save_pretrained(folder)
     return folder
 
 

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from objtune_cli.models.families.family import Family
+from objtune_cli.models.families.flux2 import FLUX2_KLEIN
 from objtune_cli.models.families.sd1 import SD1
 from objtune_cli.models.families.sd2 import SD2
 from objtune_cli.models.families.sd3 import SD3, SD35
 from objtune_cli.models.families.sdxl import SDXL
 
-__all__ = ["FAMILIES", "SD1", "SD2", "SD3", "SD35", "SDXL", "Family", "detect_family", "get_family"]
+__all__ = ["FAMILIES", "FLUX2_KLEIN", "SD1", "SD2", "SD3", "SD35", "SDXL", "Family", "detect_family", "get_family"]
 
 SAME_FAMILY = {
     "StableDiffusionInpaintPipeline": "StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline", "StableDiffusionXLInstructPix2PixPipeline": "StableDiffusionXLPipeline",
 }  # fmt: skip
 """Pipelines of the same components as those of a family; the number of channels of their denoiser tells what they are for."""
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35, FLUX2_KLEIN)
 
 
 def get_family(name: str) -> Family:

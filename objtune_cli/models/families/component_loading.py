@@ -21,7 +21,7 @@ MAX_NUMBER = 2**31 - 1
 """Largest valid number in a network's config."""
 UNUSED = ("pad_token_id", "bos_token_id")
 """Numbers in the configs of text encoders that are not used."""
-NULLABLE = ("out_channels",)
+NULLABLE = ("out_channels", "sliding_window")
 """Keys with numbers as values, for which the libraries accept null as the default."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import samplers, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
+from objtune_cli.models.families.latent_space import LatentSpace
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -28,7 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 """`train.target_modules` to suffixes of a U-Net's layer names; "none" trains no layer of the denoiser (textual inversion)."""
 
 
-class Family:
+class Family(LatentSpace):
     """One family of base models: detects its folders, loads its components, encodes prompts and calls the denoiser.
 
     A new family is a subclass that sets `name`, `title`, `hub`, `clip_models` and `licence`, and defines `matches`. It
@@ -40,13 +41,16 @@ class Family:
         encoders: Folders of the CLIP text encoders, whose token tables take placeholders.
         hub: Alias to hub repository and commit. licence: SPDX-like name and address of the licence of those weights.
         clip_models: For each text encoder the hub repository of the CLIP model that it is a part of.
+        shares_clip_space: Whether the text encoders are those of CLIP models; otherwise `clip_models` measure only.
         sampling: Default settings of sampling. training: Default settings of training.
         prediction: Prediction type if the scheduler's config has none: "epsilon", "v_prediction" or "flow".
+        denoiser_class: The denoiser's class in diffusers. text_encoder_type: Start of `model_type` in the text encoders' configs.
+        max_prompt_tokens: Largest number of tokens that the text encoders read; 0: the tokenizer's own limit.
+        reads_prompt_weights: Whether prompts may have weights and several chunks; otherwise they are read as plain text.
         modules: `train.target_modules` to suffixes of layer names.
         cross_attention: Part of the names of layers in which image features attend to text. self_attention: Of layers in
             which they attend to themselves only.
         weights_join_encoders: Whether the mean that A1111 restores after weighting is that of all CLIP text encoders together.
-        default_latent_size: Side of the latents, in cells, if the denoiser's config has none.
     """
 
     name: ClassVar[str]
@@ -55,16 +59,20 @@ class Family:
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     hub: ClassVar[dict[str, tuple[str, str]]]
     clip_models: ClassVar[tuple[str, ...]]
+    shares_clip_space: ClassVar[bool] = True
     sampling: ClassVar[dict[str, float]] = {"num_inference_steps": 30, "guidance_scale": 7.5}
     training: ClassVar[dict[str, Any]] = {}
     licence: ClassVar[tuple[str, str]]
     denoiser: ClassVar[str] = "unet"
+    denoiser_class: ClassVar[str] = "UNet2DConditionModel"
+    text_encoder_type: ClassVar[str] = "clip"
+    max_prompt_tokens: ClassVar[int] = 0
+    reads_prompt_weights: ClassVar[bool] = True
     prediction: ClassVar[str] = "epsilon"
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
     cross_attention: ClassVar[str] = ".attn2."
     self_attention: ClassVar[str] = ".attn1."
     weights_join_encoders: ClassVar[bool] = False
-    default_latent_size: ClassVar[int] = 64
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -120,13 +128,31 @@ class Family:
 
     def load_denoiser(self, folder: Path) -> Any:
         """Load the denoiser."""
-        from diffusers import UNet2DConditionModel
+        import diffusers
 
-        return load_component(UNet2DConditionModel, folder, "unet")
+        return load_component(getattr(diffusers, self.denoiser_class), folder, self.denoiser)
 
-    def vae_dtype(self, dtype: Any) -> Any:
-        """Number format of the VAE if the denoiser has `dtype`."""
-        return dtype
+    def text_encoder_dtype(self, dtype: Any) -> Any:
+        """Number format of the text encoders if the denoiser has `dtype`.
+
+        CLIP's are small, and gradients of tokens need the precision.
+        """
+        import torch
+
+        return torch.float32
+
+    def prompt_text(self, model: "BaseModel", text: str) -> str:
+        """The text that the tokenizers read for a prompt, such as a chat template around it."""
+        return text
+
+    def word_ids(self, tokenizer: Any, word: str) -> list[int]:
+        """Token ids of a word in the middle of a prompt."""
+        ids: list[int] = tokenizer(word, add_special_tokens=False).input_ids
+        return ids
+
+    def add_tokens(self, tokenizer: Any, tokens: list[str]) -> None:
+        """Add placeholder tokens to a tokenizer."""
+        tokenizer.add_tokens(tokens, special_tokens=True)
 
     def options(self, folder: Path) -> dict[str, Any]:
         """Options of the family in `model_index.json`, for `BaseModel.options`."""
@@ -199,8 +225,11 @@ class Family:
 
         return ddpm.timesteps(count, total, generator, *focus)
 
-    def make_sampler(self, scheduler: Any, name: str) -> Any:
+    def make_sampler(self, scheduler: Any, name: str, cells: int = 0) -> Any:
         """A sampler by its name: "auto", or a name that `samplers` knows.
+
+        Args:
+            cells: Number of latent cells of an image; 0 for the base's own size.
 
         Raises:
             IncompatibleError: The family does not support it. ResourceError: It needs scipy.
@@ -210,6 +239,10 @@ class Family:
     def latent_multiple(self, config: Any) -> int:
         """Number of latent cells that the sides of latents must be multiples of."""
         return int(2 ** (len(config.block_out_channels) - 1))
+
+    def is_cross_attention(self, processor: str) -> bool:
+        """Whether image features attend to text in a layer, by the name of its attention processor."""
+        return self.cross_attention in processor
 
     def acts_on_text_tokens(self, layer: str) -> bool:
         """Whether a layer of the denoiser acts on text features instead of image features."""

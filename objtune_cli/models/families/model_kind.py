@@ -11,18 +11,11 @@ if TYPE_CHECKING:
 
 KINDS = {8: "a model that edits pictures", 7: "an upscaler", 5: "a depth-to-image model"}
 """Number of input channels of the denoiser, for latents with four channels, to the kind of model; inpainting models take nine."""
-CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
-"""The supported class of each network."""
 SIDE_MULTIPLE = 8
 """Sides of images are multiples of this many pixels."""
 WORDS_ALONE = "use a text-to-image model"
 EDITS = "it changes whole pictures by an instruction and takes no region: use a text-to-image or an inpainting model"
 """Why a model that edits pictures is no base of `place` either."""
-
-
-def read_side(value: Any, usual: int) -> int:
-    """Side of the training images in latent cells, from a config that has one number, height and width, or nothing."""
-    return int((value[0] if isinstance(value, list | tuple) else value) or usual)
 
 
 def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> None:
@@ -67,8 +60,9 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
         IncompatibleError: Names the part and the value.
     """
     name, denoiser, vae = f"the base in {folder}", configs[family.denoiser], configs["vae"]
+    classes = {family.denoiser: family.denoiser_class, "vae": family.vae_class}
     for part, config in configs.items():
-        kind, wanted = config.get("_class_name"), CLASSES.get(part)
+        kind, wanted = config.get("_class_name"), classes.get(part)
         if wanted and kind and kind != wanted:
             raise IncompatibleError(
                 f"{name} has {_article(str(kind))} {kind} as its {part}", f"only {wanted} is supported"
@@ -77,14 +71,15 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
             raise IncompatibleError(
                 f"{name} is quantised: {part}/config.json has a quantization_config", "use it in fp32, bf16 or fp16"
             )
-        if part in family.encoders and not str(config.get("model_type", "clip")).startswith("clip"):
+        wanted = family.text_encoder_type
+        if part in family.encoders and not str(config.get("model_type", wanted)).startswith(wanted):
             raise IncompatibleError(
-                f"{name} has a text encoder of another kind: {config['model_type']}", "its text encoders must be CLIP's"
+                f"{name} has a text encoder of another kind: {config['model_type']}",
+                f"its text encoders must be {'CLIP' if wanted == 'clip' else wanted}'s",
             )
     _check_numbers(family, folder, denoiser, vae)
-    _check_vae(folder, denoiser, vae)
-    latents = 16 if family.denoiser == "transformer" else 4
-    latents = int(vae.get("latent_channels") or latents)
+    _check_vae(family, folder, denoiser, vae)
+    latents = family.latent_channels_of_vae(vae)
     check_channels(name, int(denoiser.get("in_channels") or latents), latents)
     if int(denoiser.get("out_channels") or latents) != latents:
         raise IncompatibleError(
@@ -130,7 +125,7 @@ def _check_numbers(family: "Family", folder: Path, denoiser: Mapping[str, Any], 
             )
 
 
-def _check_vae(folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+def _check_vae(family: "Family", folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     """Refuse a VAE with lists of blocks of different lengths, and image sizes that it cannot decode.
 
     Raises:
@@ -143,8 +138,8 @@ def _check_vae(folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]
             f"the base in {folder} is damaged: vae/config.json names different numbers of blocks",
             f"correct block_out_channels, down_block_types or up_block_types in {folder / 'vae/config.json'}",
         )
-    cells = read_side(denoiser.get("sample_size"), SIDE_MULTIPLE)
-    side = cells * 2 ** (max(sizes, default=4) - 1)
+    cells = family.training_side({"sample_size": SIDE_MULTIPLE, **denoiser}, vae)
+    side = cells * family.cell_size({"block_out_channels": (64,) * 4, **vae})
     if side % SIDE_MULTIPLE:
         raise DamagedError(
             f"the base in {folder} is damaged: sample_size {cells} is {side} px, not a multiple of {SIDE_MULTIPLE}",

@@ -1,6 +1,6 @@
 """The samplers of diffusers by name, on the noise schedule of a base: U-Nets with discrete noise levels, and flows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from inspect import signature
@@ -134,6 +134,38 @@ def make_flow_sampler(scheduler: Any, name: str, title: str) -> Any:
         num_train_timesteps=config.num_train_timesteps, prediction_type="flow_prediction", use_flow_sigmas=True,
         flow_shift=config.shift, **sampler.options,
     )  # fmt: skip
+
+
+def shift_by_steps(sampler: Any, shift: Callable[[int], float]) -> Any:
+    """A sampler from `make_flow_sampler` whose noise levels are shifted by s -> a s / (1 + (a - 1) s).
+
+    Args:
+        shift: Number of steps to the factor a.
+    """
+    kind = type(sampler)
+    shifted: Any = type(kind.__name__, (_ShiftedBySteps, kind), {})
+    copied = shifted.from_config(sampler.config)
+    copied.shift_of_steps = shift
+    return copied
+
+
+class _ShiftedBySteps:
+    """Mixin of a flow sampler: the shift is set with the number of steps."""
+
+    shift_of_steps: Callable[[int], float]
+
+    def set_timesteps(self: Any, num_inference_steps: int, device: Any = None, **_: Any) -> None:
+        """Set the timesteps as the class does, from levels 1, 1 - 1/n, ... 1/n where it takes levels."""
+        import numpy as np
+
+        shift, own = self.shift_of_steps(num_inference_steps), super().set_timesteps  # type: ignore[misc]
+        if hasattr(self, "set_shift"):
+            self.set_shift(shift)
+            levels = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+            own(num_inference_steps, device=device, sigmas=levels.tolist())
+            return
+        self.register_to_config(**{"flow_shift" if "flow_shift" in self.config else "shift": shift})
+        own(num_inference_steps, device=device)
 
 
 def draws_noise(sampler: Any) -> bool:

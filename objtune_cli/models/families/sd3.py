@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from objtune_cli.models.families import clip_text_encoders, samplers, schedulers, t5_text_encoder
+from objtune_cli.models.families import clip_text_encoders, t5_text_encoder
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
-from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD, Family
+from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD
+from objtune_cli.models.families.flow import FlowFamily
 from objtune_cli.models.families.t5_text_encoder import T5_TOKENS as T5_TOKENS
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
@@ -23,11 +24,12 @@ WORDS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WORDS_FORWARD = ("ff_context.net.0.proj", "ff_context.net.2")
 
 
-class _SD3(Family):
+class _SD3(FlowFamily):
     name = "sd3"
     title = "Stable Diffusion 3"
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
+    denoiser_class = "SD3Transformer2DModel"
     encoders = ("text_encoder", "text_encoder_2")
     hub: ClassVar = {
         "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "ea42f8cef0f178587cf766dc8129abd379c90671")
@@ -35,7 +37,6 @@ class _SD3(Family):
     clip_models = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
     sampling: ClassVar = {"num_inference_steps": 28, "guidance_scale": 7.0}
     training: ClassVar = {"target_blocks": "all"}
-    prediction = "flow"
     modules: ClassVar = {
         "none": (),
         "cross-kv": ("attn.add_k_proj", "attn.add_v_proj"),
@@ -90,31 +91,6 @@ class _SD3(Family):
         encoder = load_component(T5EncoderModel, folder, "text_encoder_3", dtype=dtype)
         return load_tokenizer(T5TokenizerFast, folder, "tokenizer_3"), encoder
 
-    def load_scheduler(self, folder: Path, **overrides: Any) -> Any:
-        """Load the flow-matching schedule; its shift comes from the config."""
-        from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-
-        config = self.read_scheduler(folder, **overrides)
-        return FlowMatchEulerDiscreteScheduler.from_config(
-            {key: value for key, value in config.items() if not key.startswith("_")}
-        )
-
-    def load_sampler(self, folder: Path, **overrides: Any) -> Any:
-        """None: `load_scheduler` returns the only sampler for flows."""
-        return None
-
-    def read_scheduler(self, folder: Path, **overrides: Any) -> dict[str, Any]:
-        """Read a flow-matching config; other schedules are refused."""
-        return schedulers.read_config(
-            folder, {key: value for key, value in overrides.items() if key != "prediction_type"}, flow=True
-        )
-
-    def load_denoiser(self, folder: Path) -> Any:
-        """Load the transformer."""
-        from diffusers import SD3Transformer2DModel
-
-        return load_component(SD3Transformer2DModel, folder, "transformer")
-
     def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Both CLIPs' states before their last layer, T5's states, and both projected states at the end of the text."""
         import torch
@@ -168,26 +144,6 @@ class _SD3(Family):
     def t5_tokenizers(self, model: "BaseModel") -> list[tuple[Any, int]]:
         """The T5 tokenizer."""
         return [] if model.tokenizer_3 is None else [(model.tokenizer_3, T5_TOKENS)]
-
-    def add_noise_and_target(
-        self, model: "BaseModel", z: "Tensor", eps: "Tensor", t: "Tensor"
-    ) -> "tuple[Tensor, Tensor]":
-        """Interpolation z_t = (1 - s) z + s eps with target eps - z; t counts the scheduler's sigmas s upwards."""
-        from objtune_cli.numerics import flow_matching
-
-        return flow_matching.add_noise(z, eps, model.scheduler.sigmas.flip(0), t), flow_matching.target(z, eps)
-
-    def timesteps(self, count: int, total: int, generator: "Generator", *focus: Any) -> "Tensor":
-        """Logit-normal as in the family's own training; `focus` is not used, because the shift already favours high noise."""
-        from objtune_cli.numerics import flow_matching
-
-        return flow_matching.timesteps(count, total, generator)
-
-    def make_sampler(self, scheduler: Any, name: str) -> Any:
-        """A new sampler, because sampling changes its state."""
-        if name == "auto":
-            return type(scheduler).from_config(scheduler.config)
-        return samplers.make_flow_sampler(scheduler, name, self.title)
 
     def latent_multiple(self, config: Any) -> int:
         """The side of a patch."""

@@ -1,0 +1,254 @@
+"""FLUX.2 klein base, 4B and 9B: a transformer over image and text tokens with shared modulation, a flow, 1024 px, Qwen3.
+
+The sequence of its conditioning is (B, 512, 3 d): hidden states of Qwen3 at a quarter, half and three quarters of its depth
+side by side. Padding rows are kept, and the transformer attends to them, as in diffusers.
+
+Latents are (B, 128, h, w), one cell per 16 px: patches of 2 x 2 of the VAE's latents, normalised by the running statistics
+of its batch norm.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from objtune_cli.models.families import qwen3_text_encoder, samplers
+from objtune_cli.models.families.family import ATTENTION
+from objtune_cli.models.families.flow import FlowFamily
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from objtune_cli.models.base_model import BaseModel
+    from objtune_cli.models.conditioning import Conditioning
+
+TEXT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+SINGLE_STREAM = ("attn.to_qkv_mlp_proj", "attn.to_out")
+"""The layers of a single-stream block: queries, keys, values and feed-forward network in one, and both outputs in one."""
+FEED_FORWARD = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
+MAX_TOKENS = 512
+PATCH = 2
+"""Side of the patches of VAE latents that make a latent cell."""
+IMAGE_SIDE = 1024
+"""Side of the training images, px, if the VAE's config has none."""
+TRAINING_SHIFT = ((256, 0.5), (4096, 1.15))
+"""Number of image tokens to the logarithm of the shift of the noise levels in training, as for FLUX.1."""
+
+
+class _Flux2Klein(FlowFamily):
+    name = "flux2-klein"
+    title = "FLUX.2 klein"
+    pipeline = "Flux2KleinPipeline"
+    denoiser = "transformer"
+    denoiser_class = "Flux2Transformer2DModel"
+    vae_class = "AutoencoderKLFlux2"
+    text_encoder_type = "qwen3"
+    max_prompt_tokens = MAX_TOKENS
+    reads_prompt_weights = False
+    hub: ClassVar = {"klein": ("black-forest-labs/FLUX.2-klein-base-4B", "a3b4f4849157f664bdbc776fd7453c2783562f4d")}
+    clip_models = ("openai/clip-vit-large-patch14",)
+    shares_clip_space = False
+    sampling: ClassVar = {"num_inference_steps": 50, "guidance_scale": 4.0}
+    training: ClassVar = {"target_blocks": "all"}
+    modules: ClassVar = {
+        "none": (),
+        "cross-kv": ("attn.add_k_proj", "attn.add_v_proj"),
+        "attention": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM,
+        "attention+ff": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
+        "all": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
+    }
+    cross_attention = "transformer_blocks."
+    self_attention = "no such layer"
+    licence = ("apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B/blob/main/LICENSE.md")
+
+    def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
+        """The family has its own pipeline class."""
+        return pipeline == self.pipeline
+
+    def options(self, folder: Path) -> dict[str, Any]:
+        """`distilled`: the model was distilled to few steps without guidance."""
+        return {"distilled": bool(self._index(folder).get("is_distilled"))}
+
+    def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
+        """Qwen3 up to three quarters of its layers."""
+        return qwen3_text_encoder.load(folder, qwen3_text_encoder.count_layers(folder) * 3 // 4)
+
+    def text_encoder_dtype(self, dtype: Any) -> Any:
+        """bfloat16 with half precision, because float16 overflows; only the rows of placeholders are in float32."""
+        import torch
+
+        return torch.float32 if dtype == torch.float32 else torch.bfloat16
+
+    def latent_channels(self, denoiser: Any) -> int:
+        """Those of the denoiser's input if its config names no output."""
+        return int(denoiser.out_channels or denoiser.in_channels)
+
+    def latent_channels_of_vae(self, vae: Mapping[str, Any]) -> int:
+        """Those of a patch."""
+        return int(vae.get("latent_channels") or 32) * PATCH**2
+
+    def cell_size(self, vae: Mapping[str, Any]) -> int:
+        """Pixels per patch."""
+        return super().cell_size(vae) * PATCH
+
+    def training_side(self, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+        """From the VAE's config, because the denoiser's has no size."""
+        return int(vae.get("sample_size") or IMAGE_SIDE) // self.cell_size(vae)
+
+    def normalise_latents(self, vae: Any, mean: "Tensor", std: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Patches less the running mean of the VAE's batch norm, over its running deviation."""
+        centre, scale = _statistics(vae, mean)
+        return (_to_patches(mean) - centre) / scale, _to_patches(std) / scale
+
+    def denormalise_latents(self, vae: Any, latents: "Tensor") -> "Tensor":
+        """The inverse of `normalise_latents`."""
+        import torch
+
+        centre, scale = _statistics(vae, latents)
+        patched: Tensor = torch.nn.functional.pixel_shuffle(latents * scale + centre, PATCH)
+        return patched
+
+    def latent_multiple(self, config: Any) -> int:
+        """A cell is a token."""
+        return 1
+
+    def prompt_text(self, model: "BaseModel", text: str) -> str:
+        """A chat message without reasoning; weights are left out."""
+        from objtune_cli.models.prompt_syntax import plain_text
+
+        text = plain_text(text, model.prompt_syntax)
+        return qwen3_text_encoder.apply_template(model.tokenizer, text, thinking=False)
+
+    def word_ids(self, tokenizer: Any, word: str) -> list[int]:
+        """Behind a space, because its tokenizer has other tokens for the start of a text."""
+        return qwen3_text_encoder.word_ids(tokenizer, word)
+
+    def add_tokens(self, tokenizer: Any, tokens: list[str]) -> None:
+        """Placeholder tokens take the space before them."""
+        qwen3_text_encoder.add_tokens(tokenizer, tokens)
+
+    def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
+        """Three hidden states of Qwen3 side by side."""
+        from objtune_cli.models.conditioning import Conditioning
+
+        last = int(model.text_encoder.config.num_hidden_layers)
+        states = (last // 3, last * 2 // 3, last)
+        return Conditioning(qwen3_text_encoder.encode(model, texts, max_tokens, states))
+
+    def training_levels(self, model: "BaseModel", cells: int) -> "Tensor":
+        """Levels 1/n, 2/n, ... 1, shifted by the number of image tokens as in the training of FLUX.1.
+
+        The shift of sampling is larger, and for sampling only.
+        """
+        import torch
+
+        (few, low), (many, high) = TRAINING_SHIFT
+        log_shift = low + (high - low) * (cells - few) / (many - few)
+        shift, total = torch.tensor(log_shift).exp(), model.num_train_timesteps
+        levels = torch.arange(1, total + 1) / total
+        return shift * levels / (1 + (shift - 1) * levels)
+
+    def make_sampler(self, scheduler: Any, name: str, cells: int = 0) -> Any:
+        """Noise levels shifted by the number of image tokens and of steps."""
+        sampler = samplers.make_flow_sampler(_without_shift(scheduler), "euler" if name == "auto" else name, self.title)
+        return samplers.shift_by_steps(sampler, partial(sampling_shift, cells))
+
+    def is_cross_attention(self, processor: str) -> bool:
+        """The double-stream blocks, in which text tokens have projections of their own."""
+        return processor.startswith("transformer_blocks.")
+
+    def acts_on_text_tokens(self, layer: str) -> bool:
+        """The projections and feed-forward layers of text tokens in double-stream blocks."""
+        return any(f".{end}" in layer for end in (*TEXT_ATTENTION, "ff_context"))
+
+    def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
+        """The single-stream blocks; all blocks need gradients, because text tokens run through all of them."""
+        return ("single_transformer_blocks.",), []
+
+    def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
+        """The velocity (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
+        levels = self.training_levels(model, z_t.shape[-2] * z_t.shape[-1])
+        return self._predict_at(model, z_t, levels[t.cpu()].to(model.device), condition)
+
+    def _predict_at(self, model: "BaseModel", z_t: "Tensor", sigma: "Tensor", condition: "Conditioning") -> "Tensor":
+        """The velocity at noise levels sigma (B,)."""
+        height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
+        tokens = z_t.to(model.dtype).flatten(2).transpose(1, 2)
+        velocity: Tensor = model.denoiser(
+            hidden_states=tokens, timestep=sigma, **self.denoiser_kwargs(model, condition, height, width)
+        ).sample
+        latents: Tensor = velocity.transpose(1, 2).unflatten(2, z_t.shape[-2:])
+        return latents
+
+    def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
+        """Text features, and the positions (time, row, column, number) of image and text tokens."""
+        import torch
+
+        rows, columns = (side // model.vae_scale_factor for side in (height, width))
+        one, device = torch.arange(1), model.device
+        image = torch.cartesian_prod(one, torch.arange(rows), torch.arange(columns), one)
+        text = torch.cartesian_prod(one, one, one, torch.arange(condition.sequence.shape[1]))
+        return {
+            "encoder_hidden_states": condition.sequence,
+            "img_ids": image.to(device),
+            "txt_ids": text.to(device),
+            "guidance": None,
+        }
+
+    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
+        """The loop of this package: diffusers' pipeline calls the denoiser twice for guidance."""
+        from objtune_cli.models.families.flow_pipeline import FlowPipeline
+
+        return FlowPipeline(model, scheduler, partial(self._predict_at, model))
+
+    def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
+        """The encoded prompts as they are."""
+        return {"condition": condition, "negative": negative}
+
+    def callback_kwargs(
+        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
+    ) -> "dict[str, Any]":
+        """The conditioning of the batch."""
+        return {"condition": condition}
+
+
+def sampling_shift(cells: int, steps: int) -> float:
+    """The shift e^mu of the noise levels of sampling, for a number of image tokens and of steps.
+
+    mu is linear in the number of steps, between lines in the number of tokens for 10 and for 200 steps; above 4300 tokens
+    the line for 200 steps is used for all.
+
+    Source:
+        `compute_empirical_mu` of diffusers' pipeline, fitted by the authors of the model.
+    """
+    import math
+
+    at_200 = 0.00016927 * cells + 0.45666666
+    if cells > 4300:
+        return math.exp(at_200)
+    at_10 = 8.73809524e-05 * cells + 1.89833333
+    slope = (at_200 - at_10) / 190
+    return math.exp(slope * steps + at_200 - 200 * slope)
+
+
+def _without_shift(scheduler: Any) -> Any:
+    """The scheduler with levels that are not shifted."""
+    return type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=1.0)
+
+
+def _to_patches(latents: "Tensor") -> "Tensor":
+    """Patches of VAE latents as channels: (B, c, 2 h, 2 w) to (B, 4 c, h, w)."""
+    import torch
+
+    return torch.nn.functional.pixel_unshuffle(latents, PATCH)
+
+
+def _statistics(vae: Any, like: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Running mean and deviation of the VAE's batch norm, (1, C, 1, 1) each."""
+    mean, variance = (
+        values.to(like.device, like.dtype).view(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var)
+    )
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+FLUX2_KLEIN = _Flux2Klein()
