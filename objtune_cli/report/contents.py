@@ -7,40 +7,56 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from objtune_cli.errors import DamagedError, MissingError
+from objtune_cli.report import lineage, scene_layout
+from objtune_cli.report.bench_results import BenchResults
+from objtune_cli.report.lineage import Node
+from objtune_cli.report.scene_layout import LabelledBox
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.store.store import Store
+from objtune_cli.training.publish import WARN_COPY, WARN_DRIFT, WARN_IDENTITY, WARN_PROMPT
 
-SCORES = {
-    "identity": "0: an ordinary one of its class; 1: the object of the photo",
-    "prompt": "share of scenes that follow the prompt as well as the class alone does",
-    "drift": "0: the class is as before; 1: the class looks like the object",
-    "copy": "0: as unlike the photo as any image of the class; 1: the photo itself",
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score of self-evaluation.
+
+    Attributes:
+        value: 0 to 1 for almost every image. limit: Where `train` warns. is_better_high: Whether high values are good.
+    """
+
+    name: str
+    value: float
+    meaning: str
+    limit: float
+    is_better_high: bool
+
+    @property
+    def is_good(self) -> bool:
+        """Whether `train` has nothing to warn of."""
+        return self.value >= self.limit if self.is_better_high else self.value <= self.limit
+
+
+SCORES: dict[str, tuple[str, float, bool]] = {
+    "identity": ("0: an ordinary one of its class; 1: the object of the photo", WARN_IDENTITY, True),
+    "prompt": ("share of scenes that follow the prompt as well as the class alone does", WARN_PROMPT, True),
+    "drift": ("0: the class is as before; 1: the class looks like the object", WARN_DRIFT, False),
+    "copy": ("0: as unlike the photo as any image of the class; 1: the photo itself", WARN_COPY, False),
 }
-"""Scores of self-evaluation, and what they mean."""
-REPEATED_SETTINGS = ("guidance_scale", "num_inference_steps", "scheduler", "negative_prompt")
-"""Settings of a scene that its command line repeats."""
+"""Meaning, limit and direction of each score by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of the store: its key, and what it shows."""
+    """An image of the store.
+
+    Attributes:
+        key: Its key. title: What it shows. node: The mask whose photo it is, or empty.
+    """
 
     key: str
     title: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An artifact that an object came from.
-
-    Attributes:
-        ref: Its reference. is_missing: Whether it is no longer in the store. inputs: References of what it came from.
-    """
-
-    ref: str
-    is_missing: bool = False
-    inputs: tuple[str, ...] = ()
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +65,37 @@ class TrainedObject:
 
     Attributes:
         record: The adapter's. images: Photo with outline, samples and preview, where they exist.
-        history: Content of its training.json, or None. lineage: Artifacts from the photo to the adapter.
+        history: Content of its training.json, or None. lineage: From the photo to the scenes that show it.
         command: A command line that draws the object.
     """
 
     record: Record
     images: tuple[Image, ...]
     history: Mapping[str, Any] | None
-    lineage: tuple[Step, ...]
+    lineage: tuple[Node, ...]
     command: str
 
     @property
-    def scores(self) -> list[tuple[str, float, str]]:
-        """Name, value and meaning of each score."""
-        return [
-            (name, float(self.record.metrics[name]), text)
-            for name, text in SCORES.items()
-            if name in self.record.metrics
-        ]
+    def scores(self) -> list[Score]:
+        """The scores that it has."""
+        metrics = self.record.metrics
+        return [Score(name, float(metrics[name]), *about) for name, about in SCORES.items() if name in metrics]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Images of one prompt, with the command line that draws them again."""
+    """Images of one prompt.
+
+    Attributes:
+        boxes: Where its objects were placed, from back to front. problems: For each image, the objects that it lacks.
+        command: A command line that draws them again; empty if it needs a file from outside the project.
+    """
 
     record: Record
     images: tuple[Image, ...]
-    layout: Image | None
-    command: str
+    boxes: tuple[LabelledBox, ...] = ()
+    problems: tuple[str, ...] = ()
+    command: str = ""
 
     @property
     def prompt(self) -> str:
@@ -93,48 +112,50 @@ class Contents:
     scenes: list[Scene] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    bench: BenchResults | None = None
 
 
 def read_project(
-    store: Store, title: str, only: Sequence[Ref] = (), jobs: Iterable[Mapping[str, Any]] = ()
+    store: Store,
+    title: str,
+    only: Sequence[Ref] | None = None,
+    jobs: Iterable[Mapping[str, Any]] = (),
+    bench: BenchResults | None = None,
 ) -> Contents:
     """Read the newest adapter of each object, and every scene.
 
     Args:
-        only: Adapters to show, with the scenes that they are in; empty: all. jobs: Lines of `run.jsonl`.
+        only: Adapters to show, with the scenes that they are in; None: all. jobs: Lines of `run.jsonl`.
     """
-    contents = Contents(title, jobs=[dict(job) for job in jobs])
-    adapters = list(only) or [
-        Ref("adapter", name, store.list_versions("adapter", name)[-1]) for name in store.list_names("adapter")
-    ]
-    for ref in adapters:
-        try:
-            contents.objects.append(_read_object(store, ref))
-        except (DamagedError, MissingError) as error:
-            contents.problems.append(error.message)
-    names = {(ref.name, ref.version) for ref in only}
-    for name in store.list_names("scene"):
+    contents = Contents(title, jobs=[dict(job) for job in jobs], bench=bench)
+    names = None if only is None else {(ref.name, ref.version) for ref in only}
+    scenes_of: dict[str, list[Scene]] = {}
+    for name in store.list_names("scene") if names is None or names else ():
         for version in store.list_versions("scene", name):
             try:
                 scene = _read_scene(store, Ref("scene", name, version))
             except (DamagedError, MissingError) as error:
                 contents.problems.append(error.message)
                 continue
-            if not names or names & _adapters_of(scene.record):
+            adapters = lineage.adapters_of(scene.record)
+            if names is None or names & {(ref.name, ref.version) for ref in adapters}:
                 contents.scenes.append(scene)
+                for ref in adapters:
+                    scenes_of.setdefault(str(ref), []).append(scene)
+    newest = (Ref("adapter", name, store.list_versions("adapter", name)[-1]) for name in store.list_names("adapter"))
+    for ref in newest if only is None else only:
+        try:
+            contents.objects.append(_read_object(store, ref, scenes_of.get(str(ref), [])))
+        except (DamagedError, MissingError) as error:
+            contents.problems.append(error.message)
     return contents
 
 
-def _adapters_of(record: Record) -> set[tuple[str, int]]:
-    refs = [parse(source["ref"]) for source in record.inputs.values() if source.get("ref", "").startswith("adapter/")]
-    return {(ref.name, ref.version) for ref in refs}
-
-
-def _read_object(store: Store, ref: Ref) -> TrainedObject:
+def _read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObject:
     record = store.read_record(ref)
-    lineage = _lineage(store, record)
-    masks = [parse(step.ref) for step in lineage if step.ref.startswith("mask/") and not step.is_missing]
-    images = [Image(f"{mask.images_key}overlay.png", f"the photo and its mask, {mask}") for mask in masks]
+    nodes = lineage.read_nodes(store, record, [(scene.record, len(scene.images)) for scene in scenes])
+    masks = [parse(node.key) for node in nodes if node.kind == "mask" and not node.is_missing]
+    images = [Image(f"{mask.images_key}overlay.png", f"the photo and its mask, {mask}", str(mask)) for mask in masks]
     images += [
         Image(
             f"{ref.images_key}preview.png", "photo, the object in four places, and its class as the base still draws it"
@@ -143,9 +164,8 @@ def _read_object(store: Store, ref: Ref) -> TrainedObject:
     ]
     placeholders = " and ".join(f"<{name}>" for name in record.objects)
     command = shlex.join(["objtune", "generate", f"a photo of {placeholders} on the beach"])
-    return TrainedObject(
-        record, tuple(image for image in images if store.has(image.key)), _read_history(store, ref), lineage, command
-    )
+    existing = tuple(image for image in images if store.has(image.key))
+    return TrainedObject(record, existing, _read_history(store, ref), nodes, command)
 
 
 def _read_history(store: Store, ref: Ref) -> Mapping[str, Any] | None:
@@ -160,39 +180,13 @@ def _read_history(store: Store, ref: Ref) -> Mapping[str, Any] | None:
     return document if isinstance(document, dict) and "curves" in document else None
 
 
-def _lineage(store: Store, record: Record) -> tuple[Step, ...]:
-    """The artifacts that an artifact came from, nearest first, and itself."""
-    steps: dict[str, Step] = {}
-    waiting = [record]
-    while waiting:
-        current = waiting.pop(0)
-        refs = tuple(source["ref"] for source in current.inputs.values() if source.get("ref"))
-        steps[str(current.ref)] = Step(str(current.ref), inputs=refs)
-        for text in refs:
-            if text in steps:
-                continue
-            try:
-                waiting.append(store.read_record(parse(text)))
-            except (DamagedError, MissingError):
-                steps[text] = Step(text, is_missing=True)
-    return tuple(steps.values())
-
-
 def _read_scene(store: Store, ref: Ref) -> Scene:
     record = store.read_record(ref)
     keys = sorted(entry.key for entry in store.backend.list(ref.images_key) if entry.key.endswith(".png"))
     pictures = [key for key in keys if not key.endswith("layout.png")]
-    layout = next((Image(key, f"layout of {ref}") for key in keys if key.endswith("layout.png")), None)
-    prompt = str(record.config.get("prompt", ""))
-    seed = int(record.config.get("seed", 0))
-    images = tuple(Image(key, f"{ref}, seed {seed + i}") for i, key in enumerate(pictures))
-    return Scene(record, images, layout, _command(record, prompt, seed) if prompt and not layout else "")
-
-
-def _command(record: Record, prompt: str, seed: int) -> str:
-    """The command line that draws a scene of `generate` again."""
-    words = ["objtune", "generate", prompt, "--seed", str(seed), "-n", str(record.config.get("num_images", 1))]
-    for name in REPEATED_SETTINGS:
-        if record.config.get(name) not in (None, "", "auto"):
-            words += ["--set", f"generate.{name}={record.config[name]}"]
-    return shlex.join(words)
+    seed, seeds = int(record.config.get("seed", 0)), record.metrics.get("seeds") or ()
+    titles = [f"{ref}, seed {seeds[i] if i < len(seeds) else seed + i}" for i in range(len(pictures))]
+    images = tuple(Image(key, title) for key, title in zip(pictures, titles, strict=True))
+    boxes = scene_layout.read_boxes(store, record, pictures)
+    problems = tuple(", ".join(f"<{name}>" for name in wrong) for wrong in record.metrics.get("wrong", ()))
+    return Scene(record, images, boxes, problems, scene_layout.describe_command(record))

@@ -1,35 +1,24 @@
 """Renders the contents of a report as one HTML file."""
 
-import base64
-import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from objtune_cli.errors import ResourceError
-from objtune_cli.report import charts
-from objtune_cli.report.contents import Contents, Image, Scene, TrainedObject
+from objtune_cli.report import bench_section, charts, lineage, thumbnails
+from objtune_cli.report.contents import Contents, Scene, TrainedObject
+from objtune_cli.report.thumbnails import Thumbnail
 from objtune_cli.store.store import Store
 from objtune_cli.version import __version__
 
-WIDE, SMALL = 1400, 320
-"""Longest side of a sheet, and of an image in the gallery, px."""
-QUALITY = 82
 IMAGES_PER_PAGE = 96
 """Images of one page of the gallery; the browser makes the images of a page when it is opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """An image as a data address, with its size for the layout."""
-
-    address: str
-    width: int
-    height: int
-    title: str
-    parameters: str = ""
+MAX_JOBS = 1000
+"""Jobs on the page that did not fail; all that failed are there."""
 
 
 def render(store: Store, contents: Contents) -> Iterator[str]:
@@ -45,17 +34,24 @@ def render(store: Store, contents: Contents) -> Iterator[str]:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("objtune_cli.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.get_template("report.html")
     pages = paginate(contents.scenes)
-    texts = {name: _resource(name) for name in ("report.css", "report.js")}
-    yield from template.generate(
+    num_images = sum(len(scene.images) for scene in contents.scenes)
+    failed_jobs = [job for job in contents.jobs if job.get("code")]
+    other_jobs = [job for job in contents.jobs if not job.get("code")]
+    yield from environment.get_template("report.html").generate(
         contents=contents,
         objects=(_describe_object(store, each) for each in contents.objects),
-        pages=(_to_json([_describe_scene(store, scene) for scene in page]) for page in pages),
+        bench=bench_section.describe(contents.bench) if contents.bench else None,
+        pages=(_to_json(page) for page in _describe_pages(store, pages, num_images)),
+        scene_index=_to_json([[number, scene.prompt] for number, page in enumerate(pages) for scene in page]),
         num_pages=len(pages),
-        num_images=sum(len(scene.images) for scene in contents.scenes),
-        css=texts["report.css"],
-        js=texts["report.js"],
+        num_images=num_images,
+        jobs=failed_jobs + other_jobs[:MAX_JOBS],
+        job_states=Counter(str(job["state"]) for job in contents.jobs).most_common(),
+        failed_jobs=len(failed_jobs),
+        to_json=_to_json,
+        css=_resource("report.css"),
+        js=_resource("report.js"),
         version=__version__,
     )
 
@@ -66,51 +62,58 @@ def paginate(scenes: Sequence[Scene]) -> list[list[Scene]]:
     room = 0
     for scene in scenes:
         for start in range(0, max(1, len(scene.images)), IMAGES_PER_PAGE):
-            part = replace(scene, images=scene.images[start : start + IMAGES_PER_PAGE])
-            if len(part.images) > room or not pages:
+            part = slice(start, start + IMAGES_PER_PAGE)
+            piece = replace(scene, images=scene.images[part], problems=scene.problems[part])
+            if len(piece.images) > room or not pages:
                 pages.append([])
                 room = IMAGES_PER_PAGE
-            pages[-1].append(part)
-            room -= len(part.images)
+            pages[-1].append(piece)
+            room -= len(piece.images)
     return pages
 
 
 def _describe_object(store: Store, each: TrainedObject) -> dict[str, Any]:
     history = each.history
+    has_curves = history is not None and history["steps"] > 1
+    sheets = [(image, thumbnails.shrink(store.backend.read(image.key), thumbnails.SHEET)) for image in each.images]
     return {
         "object": each,
-        "images": [embed(store, image, WIDE) for image in each.images],
-        "losses": charts.draw_losses(history) if history and history["steps"] > 1 else "",
+        "sheets": sheets,
+        "charts": list(filter(None, (charts.draw_losses(history), charts.draw_sample_scores(history))))
+        if history and has_curves
+        else [],
         "seconds": history.get("seconds", {}) if history else {},
         "steps": history["steps"] if history else each.record.metrics.get("steps"),
         "decay_start": charts.decay_start(history) if history else 0,
         "settings": sorted(each.record.config.items()),
+        "drawings": [(name, lineage.arrange(each.lineage, is_wide=name == "wide")) for name in ("wide", "tall")],
     }
 
 
-def _describe_scene(store: Store, scene: Scene) -> dict[str, Any]:
-    images = [embed(store, image, SMALL) for image in scene.images]
-    layout = [embed(store, scene.layout, SMALL)] if scene.layout else []
+def _describe_pages(store: Store, pages: Sequence[Sequence[Scene]], num_images: int) -> Iterator[list[dict[str, Any]]]:
+    """The scenes of each page with their images."""
+    side = thumbnails.MANY_IMAGE if num_images > thumbnails.MANY else thumbnails.IMAGE
+    groups: Iterator[list[Callable[[], bytes]]] = (
+        [partial(store.backend.read, image.key) for scene in page for image in scene.images] for page in pages
+    )
+    for page, made in zip(pages, thumbnails.shrink_all(groups, side), strict=True):
+        rest = iter(made)
+        yield [_describe_scene(scene, [next(rest) for _ in scene.images]) for scene in page]
+
+
+def _describe_scene(scene: Scene, made: Sequence[Thumbnail]) -> dict[str, Any]:
+    problems = scene.problems or ("",) * len(made)
     return {
         "ref": str(scene.record.ref),
         "prompt": scene.prompt,
         "command": scene.command,
-        "images": [[e.address, e.width, e.height, e.title, e.parameters] for e in (*layout, *images)],
+        "objects": [str(ref) for ref in lineage.adapters_of(scene.record)],
+        "boxes": [[each.name, each.colour, *(round(value, 4) for value in each.box)] for each in scene.boxes],
+        "images": [
+            [each.address, each.width, each.height, image.title, each.parameters, problem]
+            for each, image, problem in zip(made, scene.images, problems, strict=True)
+        ],
     }
-
-
-def embed(store: Store, image: Image, side: int) -> Embedded:
-    """Read an image of the store as WebP of at most `side` px."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(io.BytesIO(store.backend.read(image.key))) as opened:
-        parameters = str(opened.info.get("parameters", ""))
-        picture = opened.convert("RGB")
-    picture.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-    out = io.BytesIO()
-    picture.save(out, "WEBP", quality=QUALITY)
-    address = "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
-    return Embedded(address, *picture.size, image.title, parameters)
 
 
 def _to_json(value: Any) -> str:

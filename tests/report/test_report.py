@@ -52,8 +52,9 @@ def test_the_page_shows_an_object_and_its_scenes(project_with_dog: Any) -> None:
     for name in ("identity", "prompt", "drift", "copy"):
         assert f'<th scope="row">{name}</th>' in text
     assert "objtune generate &#39;a photo of &lt;dog&gt; on the beach&#39;" in text
-    assert "<code>embedding/dog@1</code>" in text and "4 steps." in text
-    assert text.count("<svg") == 1
+    assert "<title>token dog@1, dog</title>" in text and "4 steps." in text
+    assert text.count("<svg") == 4  # losses, scores of samples, and the lineage for wide and narrow pages
+    assert '<a href="#scene/dog@1">' in text
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)
     first = Path("report.html").read_bytes()
     assert cli("report").out == "report.html\n"
@@ -82,12 +83,13 @@ def test_jobs_that_failed_say_why(project_with_dog: Any) -> None:
     text = Path("report.html").read_text()
     assert "no photo &lt;/script" in text and "earlier" not in text
     assert '<tr class="failed"><th scope="row">rex</th>' in text
+    assert "<b>1</b> failed, <b>1</b> done" in text
 
 
 def test_missing_inputs_are_named(project_with_dog: Any) -> None:
     assert project_with_dog("rm", "mask/dog", "--force").code == 0
     assert project_with_dog("report").code == 0
-    assert 'mask/dog@1</code> <span class="note">no longer in the project' in Path("report.html").read_text()
+    assert "<title>mask dog@1, no longer here</title>" in Path("report.html").read_text()
 
 
 def test_other_files_are_not_replaced(project_with_dog: Any) -> None:
@@ -105,6 +107,9 @@ def test_other_files_are_not_replaced(project_with_dog: Any) -> None:
         (("report", "dog"), 4, "there is no adapter/dog"),
         (("report", "--out", "page.pdf"), 2, "page.pdf is not named as HTML"),
         (("report", "--jobs", "none.jsonl"), 3, "none.jsonl cannot be read"),
+        (("report", "--bench", "none.json"), 3, "none.json cannot be read"),
+        (("report", "--bench", "."), 3, "table.csv cannot be read"),
+        (("report", "--bench", "objtune.toml"), 3, "objtune.toml has no results of `objtune bench`"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(cli: Any, line: tuple[str, ...], code: int, message: str) -> None:
@@ -125,7 +130,7 @@ def test_without_the_extra_one_line_says_what_to_install(
 
 def test_pages_hold_a_bounded_number_of_images() -> None:
     record = Record("scene", "s", {}, {}, {"prompt": "p"}, {})
-    scenes = [Scene(record, tuple(Image(f"{n}-{i}", "") for i in range(n)), None, "") for n in (1, 60, 60, 250, 0, 3)]
+    scenes = [Scene(record, tuple(Image(f"{n}-{i}", "") for i in range(n))) for n in (1, 60, 60, 250, 0, 3)]
     pages = page.paginate(scenes)
     sizes = [sum(len(scene.images) for scene in each) for each in pages]
     assert max(sizes) <= page.IMAGES_PER_PAGE and sum(sizes) == 374

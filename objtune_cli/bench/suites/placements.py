@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from objtune_cli.bench.result_cache import Row
+from objtune_cli.bench.result_cache import Row, write_table
 from objtune_cli.bench.scene_methods import train_or_wait
 from objtune_cli.bench.suites.objects import find_dial
 from objtune_cli.config.sections import Bench, Generate, Place
@@ -83,7 +83,7 @@ def make_scenes(case: Case, backgrounds: tuple[str, ...], seed: int) -> list[Pla
 
 
 def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list[Row]:
-    """Rows of the methods, over the objects of `config`; pictures of finished scenes are used again.
+    """Rows of the methods, over the objects of `config`; pictures of finished scenes are used again. The rows are in `table.csv` of `out`, too.
 
     Raises:
         IncompatibleError: The base is not of the toybox. Stopped: A signal came; finished scenes are kept.
@@ -102,7 +102,9 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
                 results[method].append(score(network, scale, scene, picture))
         latest = {m: "  ".join(f"{k} {v:.2f}" for k, v in results[m][-1].items()) for m in methods}
         ctx.report.note(f"{case.name}: " + "; ".join(f"{m}: {text}" for m, text in latest.items()))
-    return [row for method, values in results.items() for row in statistics.table_rows(method, values)]
+    rows = [row for method, values in results.items() for row in statistics.table_rows(method, values)]
+    write_table(out / "table.csv", rows)
+    return rows
 
 
 def score(network: Evaluator, scale: Calibration, scene: PlacedScene, picture: np.ndarray) -> dict[str, float]:

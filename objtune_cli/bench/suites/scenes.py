@@ -11,7 +11,7 @@ from typing import Any
 from objtune_cli.bench import single_training
 from objtune_cli.bench.former_names import SCENE_MEASURES, current_measures
 from objtune_cli.bench.methods import OURS
-from objtune_cli.bench.result_cache import Row
+from objtune_cli.bench.result_cache import Row, write_table
 from objtune_cli.bench.scene_groups import KINDS, Group, make_groups
 from objtune_cli.bench.scene_methods import DEFAULT_METHODS, JOINT_METHODS, METHODS, SceneBench, measure
 from objtune_cli.bench.suites.objects import find_dial
@@ -36,7 +36,7 @@ DEFAULT_GROUPS = 6
 
 
 def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list[Row]:
-    """Return rows of the methods on the kinds of scenes in `config`; results in `out` are not measured again.
+    """Return rows of the methods on the kinds of scenes in `config`; results in `out` are not measured again, and its `table.csv` has the rows.
 
     Raises:
         IncompatibleError: The base is not of the toybox.
@@ -60,9 +60,11 @@ def run(ctx: StageContext, out: Path, methods: list[str], config: Bench) -> list
                 text = "  ".join(f"{k} {v:.2f}" for k, v in values.items())
                 elapsed = time.monotonic() - start_time
                 ctx.report.note(f"{method} on {group.name}: {text}  ({done} of {total}, {elapsed:.0f} s)")
-    return [
+    rows = [
         row for (kind, method), values in results.items() for row in statistics.table_rows(f"{kind}: {method}", values)
     ]
+    write_table(out / "table.csv", rows)
+    return rows
 
 
 def _select_groups(bench: SceneBench) -> list[Group]:

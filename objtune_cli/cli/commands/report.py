@@ -16,6 +16,14 @@ MARK = b"objtune report</title>"
 
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file.")]
 Jobs = Annotated[Path | None, typer.Option("--jobs", metavar="FILE", help="Show the results in this run.jsonl, too.")]
+Bench = Annotated[
+    Path | None,
+    typer.Option(
+        "--bench",
+        metavar="PATH",
+        help="Show a benchmark, too: its folder, results.jsonl, or what `bench --json` printed.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is not a report.")]
 
 
@@ -27,9 +35,10 @@ def report(
     ] = None,
     out: Out = Path("report.html"),
     jobs: Jobs = None,
+    bench: Bench = None,
     force: Force = False,
 ) -> CommandResult:
-    from objtune_cli.report import contents, page
+    from objtune_cli.report import bench_results, contents, page
     from objtune_cli.workflow import output_files
     from objtune_cli.workflow.context import StageResult
 
@@ -38,8 +47,10 @@ def report(
     store = project.store
     refs = [store.find(text, ("adapter",)) for text in read_refs(ref)] if ref else []
     title = ", ".join(each.name for each in refs) or project.location.rstrip("/").rpartition("/")[2]
-    shown = contents.read_project(store, title, refs, _read_jobs(jobs) if jobs else ())
-    if not shown.objects and not shown.scenes and not shown.jobs:
+    lines = _read_jobs(jobs) if jobs else []
+    results = bench_results.read(bench) if bench else None
+    shown = contents.read_project(store, title, refs if ref else None, lines, results)
+    if not (shown.objects or shown.scenes or shown.jobs or shown.bench):
         raise MissingError("there is nothing to report", "train an object first: `objtune train photo.jpg --class dog`")
     text = "".join(page.render(store, shown))
     file = output_files.OutputFile(out, text.encode(), lambda data: MARK in data[:4096])
@@ -62,7 +73,7 @@ def _read_jobs(file: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return list({str(line["name"]): line for line in lines}.values())
+        return list({str(line["name"]): {"state": "", **line} for line in lines}.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a line is no result of `objtune run`"
         raise InputError(f"{file} cannot be read: {reason}", "give the run.jsonl of a project") from None
