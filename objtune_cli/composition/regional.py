@@ -24,14 +24,21 @@ from objtune_cli.models.base_model import BaseModel
 
 
 def _regional_hook(
-    model: BaseModel, on_text: bool, pairs: list[LoraFactors | None], regions: RegionMasks
+    model: BaseModel, layer: str, pairs: list[LoraFactors | None], regions: RegionMasks
 ) -> Callable[..., Tensor]:
     """A forward hook that adds each object's LoRA output, weighted by its region.
 
     Args:
-        on_text: Whether the layer works on text features; then the weight is 1 at the object's tokens and 0 elsewhere.
+        layer: Its name. On text features the weight is 1 at the object's tokens and 0 elsewhere.
         pairs: LoRA of each object, None for an object without one.
     """
+    on_text, on_all = model.family.acts_on_text_tokens(layer), model.family.acts_on_all_tokens(layer)
+
+    def weigh_tokens(i: int, x: Tensor, length: int) -> Tensor:
+        """Weights of text features, (B, length): the first half of the batch is without prompt, and holds no tokens."""
+        at_tokens = pad_mask(regions.objects[i].tokens, length).to(x.dtype)
+        half = len(x) // 2
+        return torch.stack([torch.zeros_like(at_tokens)] * half + [at_tokens] * (len(x) - half))
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if model.adapters_disabled:
@@ -43,10 +50,11 @@ def _regional_hook(
             if x.ndim == 4:
                 weight = regions.at(*out.shape[-2:])[i][None, None]
             elif on_text:
-                # The first half of the batch is without prompt; only the second half holds the tokens.
-                at_tokens = pad_mask(regions.objects[i].tokens, x.shape[1]).to(x.dtype)
-                half = len(x) // 2
-                weight = torch.stack([torch.zeros_like(at_tokens)] * half + [at_tokens] * (len(x) - half))[..., None]
+                weight = weigh_tokens(i, x, x.shape[1])[..., None]
+            elif on_all:
+                words = len(regions.objects[i].tokens)
+                cells = regions.flat(x.shape[1] - words)[i].to(x).expand(len(x), -1)
+                weight = torch.cat([weigh_tokens(i, x, words).to(x), cells], dim=1)[..., None]
             else:
                 weight = regions.flat(x.shape[1])[i][None, :, None]
             out = out + weight.to(x) * lora_output(x, *pair, module)
@@ -82,17 +90,20 @@ def regional_sampling(
     handles = _add_lora_hooks(model, objects, regions)
     within = BoundedAttention(regions) if bounded else None
     across, family = RegionalAttention(regions, within), model.family
+    if family.takes_attention_mask:
+        handles.append(model.denoiser.register_forward_pre_hook(across.add_mask, with_kwargs=True))
     try:
-        model.denoiser.set_attn_processor(
-            {
-                name: across
-                if family.is_cross_attention(name)
-                else within
-                if within and family.self_attention in name
-                else processor
-                for name, processor in processors.items()
-            }
-        )
+        if not family.takes_attention_mask:
+            model.denoiser.set_attn_processor(
+                {
+                    name: across
+                    if family.is_cross_attention(name)
+                    else within
+                    if within and family.self_attention in name
+                    else processor
+                    for name, processor in processors.items()
+                }
+            )
         yield regions
     finally:
         for handle in handles:
@@ -109,6 +120,6 @@ def _add_lora_hooks(model: BaseModel, objects: list[PlacedObject], regions: Regi
     handles = []
     for name, layer in find_layers(model.denoiser, own_weights).items():
         pairs = [lora_factors(weights, name, layer) for weights in own_weights]
-        hook = _regional_hook(model, model.family.acts_on_text_tokens(name), pairs, regions)
+        hook = _regional_hook(model, name, pairs, regions)
         handles.append(layer.register_forward_hook(hook))
     return handles

@@ -51,6 +51,19 @@ class RegionalAttention:
             self.cache[cells, words] = without, prompted
         return self.cache[cells, words]
 
+    def add_mask(
+        self, denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A forward pre-hook of a denoiser all of whose blocks attend over the text tokens, then the image's cells."""
+        cells, words = kwargs["hidden_states"], kwargs["encoder_hidden_states"].shape[1]
+        half = len(cells) // 2
+        without, prompted = (
+            torch.roll(bias, (words, words), (0, 1)) for bias in self._joint(cells.shape[1], words, cells)
+        )
+        mask = torch.stack([without] * half + [prompted] * (len(cells) - half))[:, None]
+        options = {**(kwargs.get("joint_attention_kwargs") or {}), "attention_mask": mask}
+        return args, kwargs | {"joint_attention_kwargs": options}
+
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
         cells, half = hidden_states.shape[1], len(q) // 2

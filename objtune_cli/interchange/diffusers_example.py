@@ -1,9 +1,9 @@
 """Example code for a model card: load an exported object in diffusers and sample it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from objtune_cli.lora import file_names
-from objtune_cli.models.families import SD3, SD35, Family
+from objtune_cli.models.families import Family
 
 
 def write_example(family: Family, base: str, name: str, class_word: str, embedding: str) -> list[str]:
@@ -14,8 +14,8 @@ def write_example(family: Family, base: str, name: str, class_word: str, embeddi
         name: Name of the object; its token is `<name>`.
         embedding: Name of its embedding file, without the suffix.
     """
-    if family in (SD3, SD35):
-        return _sd3_lines(family, base, name, class_word, embedding)
+    if family.name in OWN_LINES:
+        return OWN_LINES[family.name](family, base, name, class_word, embedding)
     lines = [
         f"from diffusers import {family.pipeline}",
         "",
@@ -65,3 +65,31 @@ def _sd3_lines(family: Family, base: str, name: str, class_word: str, embedding:
         f'prompt = pipe.maybe_convert_prompt("a photo of <{name}> on the beach", pipe.tokenizer)',
         f'picture = pipe(prompt, prompt_3="a photo of a {class_word} on the beach").images[0]',
     ]
+
+
+def _flux2_lines(family: Family, base: str, name: str, class_word: str, embedding: str) -> list[str]:
+    """The FLUX.2 pipeline has no textual inversion of its own, and no space may stand before a token."""
+    return [
+        f"from diffusers import {family.pipeline}",
+        "from diffusers.loaders import TextualInversionLoaderMixin",
+        "",
+        "",
+        f"class Pipeline(TextualInversionLoaderMixin, {family.pipeline}):",
+        '    """With words of its own."""',
+        "",
+        "",
+        f'pipe = Pipeline.from_pretrained("{base}")',
+        'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")',
+        f'pipe.load_textual_inversion("embeddings/{embedding}.safetensors", token="<{name}>")',
+        f'tokens = [word for word in pipe.tokenizer.get_added_vocab() if word.startswith("<{name}>")]',
+        'token = "".join(sorted(tokens, key=lambda word: (len(word), word)))  # no spaces before or between them',
+        'picture = pipe(f"a photo of{token} on the beach").images[0]',
+    ]
+
+
+OWN_LINES: dict[str, Callable[[Family, str, str, str, str], list[str]]] = {
+    "sd3": _sd3_lines,
+    "sd35": _sd3_lines,
+    "flux2-klein": _flux2_lines,
+}
+"""The lines for families whose pipelines load a token in another way, by `Family.name`."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from objtune_cli.lora import mmdit_names, unet_names
+from objtune_cli.lora import flux2_names, fused_layers, mmdit_names, unet_names
 from objtune_cli.models.families.family import Family
 
 LoraPair = tuple[Any, Any]
@@ -84,7 +84,7 @@ class _SD3FileNames(FileNames):
 
     def to_kohya(self, layers: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
         """Use the original names, with queries, keys and values fused into one layer."""
-        return mmdit_names.fuse_qkv(layers)
+        return fused_layers.fuse_qkv(layers, mmdit_names.kohya_name)
 
     def original_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
         """As of every family; queries, keys and values are thirds of one layer."""
@@ -96,12 +96,29 @@ class _SD35FileNames(_SD3FileNames):
     version = "5-medium"
 
 
+class _Flux2KleinFileNames(FileNames):
+    architecture = "Flux.2-klein-4b"
+    version = "flux_2_klein_4b"
+    kohya_network_module = "networks.lora_flux_2"
+    hub_tag = "flux2-klein"
+
+    def to_kohya(self, layers: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
+        """Use the original names, with queries, keys and values of double-stream blocks fused into one layer."""
+        return fused_layers.fuse_qkv(layers, flux2_names.original_name)
+
+    def original_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
+        """As of every family; queries, keys and values are thirds of one layer."""
+        name = flux2_names.original_name(layer)
+        return [name] if name else []
+
+
 FILE_NAMES: dict[str, FileNames] = {
     "sd1": _SD1FileNames(),
     "sd2": _SD2FileNames(),
     "sdxl": _SDXLFileNames(),
     "sd3": _SD3FileNames(),
     "sd35": _SD35FileNames(),
+    "flux2-klein": _Flux2KleinFileNames(),
 }
 """`Family.name` to its file names."""
 

@@ -1,9 +1,6 @@
 """Names of the SD 3 transformer's layers in the original repository and in kohya's files, where queries, keys and values are one layer."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from objtune_cli.errors import IncompatibleError
+from objtune_cli.lora.fused_layers import OriginalName
 
 KOHYA: dict[str, tuple[str, int | None]] = {
     "attn.to_q": ("x_block.attn.qkv", 0), "attn.to_k": ("x_block.attn.qkv", 1), "attn.to_v": ("x_block.attn.qkv", 2),
@@ -26,27 +23,13 @@ OUTSIDE = {
 """Layers outside the blocks."""
 
 
-def fuse_qkv(layers: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Rename LoRA layers to the original names, and fuse queries, keys and values: downs stacked, ups block-diagonal.
-
-    Raises:
-        IncompatibleError: A layer has no name in those files.
-    """
-    renamed: dict[str, tuple[Any, Any]] = {}
-    thirds: dict[str, dict[int, tuple[Any, Any]]] = {}
-    for name, pair in layers.items():
-        block, _, layer = name.removeprefix("transformer_blocks.").partition(".")
-        if layer not in KOHYA:
-            raise IncompatibleError(
-                f"kohya's files have no name for the layer {name}", "`--format diffusers` writes it"
-            )
-        end, third = KOHYA[layer]
-        fused_name = f"joint_blocks.{block}.{end}"
-        if third is None:
-            renamed[fused_name] = pair
-        else:
-            thirds.setdefault(fused_name, {})[third] = pair
-    return renamed | {name: _fuse(parts) for name, parts in thirds.items()}
+def kohya_name(layer: str) -> OriginalName | None:
+    """The name of a layer that kohya's scripts train, and its third of the outputs; None for other layers."""
+    block, _, inner = layer.removeprefix("transformer_blocks.").partition(".")
+    if inner not in KOHYA:
+        return None
+    end, third = KOHYA[inner]
+    return f"joint_blocks.{block}.{end}", third
 
 
 def original_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]]:
@@ -62,17 +45,3 @@ def original_names(layer: str, blocks: int) -> list[tuple[str, int | str | None]
         blocks - 1
     )  # the last context norm has shift and scale only
     return [(f"joint_blocks.{block}.{name}", "swapped" if swapped else third)]
-
-
-def _fuse(parts: Mapping[int, tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Down (3 r, in) and up (3 out, 3 r) of three layers fused into one; a third without a LoRA is zeros."""
-    import numpy as np
-
-    down, up = (np.asarray(side) for side in next(iter(parts.values())))
-    rank, out = max(len(own_down) for own_down, _ in parts.values()), len(up)
-    downs, ups = np.zeros((3 * rank, down.shape[1]), down.dtype), np.zeros((3 * out, 3 * rank), up.dtype)
-    for third, (own_down, own_up) in parts.items():
-        own = len(own_down)
-        downs[third * rank : third * rank + own] = own_down
-        ups[third * out : (third + 1) * out, third * rank : third * rank + own] = own_up
-    return downs, ups

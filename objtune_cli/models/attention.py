@@ -28,10 +28,24 @@ def pad_mask(tokens: Tensor, length: int) -> Tensor:
     return F.pad(tokens, (0, length - len(tokens)))
 
 
+def is_single_stream(attn: Any) -> bool:
+    """Whether a layer has one projection for image and text tokens, and the feed-forward network beside the attention (FLUX)."""
+    return hasattr(attn, "to_qkv_mlp_proj")
+
+
+def get_scale(attn: Any) -> float:
+    """The factor of the products of queries and keys."""
+    return float(attn.scale if hasattr(attn, "scale") else attn.head_dim**-0.5)
+
+
 def project_qkv(
-    attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None
+    attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None, rotary: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of an attention layer, each (B, heads, length, d); in joint layers those of text follow those of the image."""
+    """Queries, keys and values of an attention layer, each (B, heads, length, d); in joint layers those of text follow those of the image.
+
+    Args:
+        rotary: Cosines and sines of rotary positions, (length, d) each, those of text before those of the image.
+    """
     words = encoder_hidden_states
     if not is_joint(attn, words):
         context = hidden_states if words is None else words
@@ -47,8 +61,37 @@ def project_qkv(
         attn.norm_added_q,
         attn.norm_added_k,
     )
+    if rotary is not None and words is not None:
+        count = words.shape[1]
+        own = _rotate(own, tuple(part[count:] for part in rotary))
+        more = _rotate(more, tuple(part[:count] for part in rotary))
     q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, more, strict=True))
     return q, k, v
+
+
+def project_single_stream(
+    attn: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, heads, length, d) of a single-stream layer, and the input of its feed-forward network."""
+    qkv = 3 * attn.inner_dim
+    projected = attn.to_qkv_mlp_proj(hidden_states)
+    parts = _split_heads(attn, projected[..., :qkv].chunk(3, dim=-1), attn.norm_q, attn.norm_k)
+    return *_rotate(parts, rotary), projected[..., qkv:]
+
+
+def project_single_stream_out(attn: Any, out: Tensor, feed_forward: Tensor) -> Tensor:
+    """The output of a single-stream layer from attention (B, heads, Q, d) and the input of its feed-forward network."""
+    output: Tensor = attn.to_out(torch.cat([out.transpose(1, 2).flatten(-2), attn.mlp_act_fn(feed_forward)], dim=-1))
+    return output
+
+
+def _rotate(parts: tuple[Tensor, Tensor, Tensor], rotary: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotate queries and keys by their positions."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    rotate: Any = apply_rotary_emb
+    q, k, v = parts
+    return rotate(q, rotary, sequence_dim=2), rotate(k, rotary, sequence_dim=2), v
 
 
 def _split_heads(
@@ -63,7 +106,9 @@ def project_out(attn: Any, out: Tensor, residual: Tensor, words: Tensor | None) 
     out = out.transpose(1, 2).flatten(-2)
     if is_joint(attn, words):
         out, text_out = out[:, : residual.shape[1]], out[:, residual.shape[1] :]
-        return attn.to_out[1](attn.to_out[0](out)), text_out if attn.context_pre_only else attn.to_add_out(text_out)
+        return attn.to_out[1](attn.to_out[0](out)), text_out if getattr(
+            attn, "context_pre_only", False
+        ) else attn.to_add_out(text_out)
     out = attn.to_out[1](attn.to_out[0](out))
     return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
@@ -85,19 +130,20 @@ class Recorder:
         self.maps = dict[int, list[Tensor]]()
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **kwargs: Any
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         cells, joint = hidden_states.shape[1], is_joint(attn, encoder_hidden_states)
         side = math.isqrt(cells)
         is_recorded = side**2 == cells and side <= self.largest
         if not is_recorded and attn in self.before:
-            return self.before[attn](attn, hidden_states, encoder_hidden_states, **kwargs)
-        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
+            return self.before[attn](attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        rotary = args[1] if len(args) > 1 else None  # behind the attention mask
+        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states, rotary)
         with torch.autocast(q.device.type, enabled=False):  # a softmax in bf16 is too coarse for a loss
             if joint:
-                out = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+                out = F.scaled_dot_product_attention(q, k, v, scale=get_scale(attn))
                 q, k = q[: self.rows, :, :cells], k[: self.rows, :, cells:]
-            probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)
+            probs = (q.float() @ k.float().transpose(-1, -2) * get_scale(attn)).softmax(-1)
             if not joint:
                 out = (probs @ v.float()).to(q.dtype)
         if is_recorded and not self.complete:

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objtune_cli.models.attention import project_out, project_qkv
+from objtune_cli.models.attention import (
+    get_scale,
+    is_single_stream,
+    project_out,
+    project_qkv,
+    project_single_stream,
+    project_single_stream_out,
+)
 
 
 def processor_has_bf16() -> bool:
@@ -18,11 +25,39 @@ def processor_has_bf16() -> bool:
 class FloatAttention:
     """Attention whose softmax runs in float32: torch's bf16 kernel is ten times slower backward on a processor."""
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
-        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states)
-        with torch.autocast(q.device.type, enabled=False):
-            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=attn.scale)
-        return project_out(attn, out.to(q.dtype), hidden_states, encoder_hidden_states)
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **_: Any,
+    ) -> Any:
+        q, k, v = project_qkv(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        return project_out(attn, _attend(attn, q, k, v), hidden_states, encoder_hidden_states)
+
+
+class FloatSingleStreamAttention:
+    """The same for single-stream layers."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        assert image_rotary_emb is not None
+        q, k, v, feed_forward = project_single_stream(attn, hidden_states, image_rotary_emb)
+        return project_single_stream_out(attn, _attend(attn, q, k, v), feed_forward)
+
+
+def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention in float32, in the number format of the queries."""
+    with torch.autocast(q.device.type, enabled=False):
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=get_scale(attn))
+    return out.to(q.dtype)
 
 
 class FloatGroupNorm(nn.GroupNorm):
@@ -35,7 +70,14 @@ class FloatGroupNorm(nn.GroupNorm):
 
 def run_norms_in_float32(unet: Any) -> None:
     """Let the denoiser's softmax and group norms run in float32 under bf16 autocast on a processor."""
-    unet.set_attn_processor(FloatAttention())
+    unet.set_attn_processor(
+        {
+            name: FloatSingleStreamAttention()
+            if is_single_stream(unet.get_submodule(name.removesuffix(".processor")))
+            else FloatAttention()
+            for name in unet.attn_processors
+        }
+    )
     for module in unet.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = FloatGroupNorm

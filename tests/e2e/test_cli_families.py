@@ -37,7 +37,10 @@ WIDTHS = {
     "sdxl": (tiny_sd1.WIDTH, tiny_families.WIDTH_2),
     "sd3": (tiny_sd1.WIDTH, tiny_families.WIDTH_2),
     "sd35": (tiny_sd1.WIDTH, tiny_families.WIDTH_2),
+    "flux2-klein": (tiny_families.QWEN_WIDTH,),
 }
+QUICK = ("sdxl", "flux2-klein")
+"""The families that are not left to `-m slow`."""
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +48,12 @@ def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("kin")
     return {
         "sd2": tiny_families.sd2(top / "two"), "sdxl": tiny_families.sdxl(top / "xl"), "sd3": tiny_families.sd3(top / "three"), "sd35": tiny_families.sd3(top / "three-five", newer=True),
+        "flux2-klein": tiny_families.flux2_klein(top / "klein", with_clip=True),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name != "sdxl" else name for name in WIDTHS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name not in QUICK else name for name in WIDTHS]
 )
 def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
     Path("objtune.toml").write_text(SETTINGS.format(base=kin_bases[name]))
@@ -78,7 +82,7 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
         assert cli("export", "rex", "--format", form, "--out", f"out-{form}").code == 0
 
 
-@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3", "flux2-klein"])
 def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, name):
     from objtune_cli.cli.signals import StopFlag
 

@@ -39,6 +39,7 @@ BASES = {
     "sdxl": {"id": "sdxl", "family": "sdxl", "prediction": "epsilon"},
     "sd3": {"id": "sd3", "family": "sd3", "prediction": "flow"},
     "sd35": {"id": "sd35", "family": "sd35", "prediction": "flow"},
+    "flux2-klein": {"id": "klein", "family": "flux2-klein", "prediction": "flow"},
 }
 
 

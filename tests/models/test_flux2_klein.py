@@ -12,14 +12,14 @@ from objtune_cli.embedding import prototype
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
+from objtune_cli.models import attention, loading, precision, registry
 from objtune_cli.models import clip as towers
-from objtune_cli.models import loading, registry
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import flux2
 from objtune_cli.models.placeholders import Placeholders, check_objects_read, class_token_embeddings
 from objtune_cli.numerics import flow_matching
-from tests.support import full_size_configs, tiny_families, tiny_sd1
+from tests.support import full_size_configs, tiny_families
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of a dog"
@@ -221,13 +221,8 @@ def test_guidance_that_begins_late(model: BaseModel) -> None:
 
 def test_a_clip_of_another_text_space_finds_words_for_the_photo(model: BaseModel, tmp_path: Path) -> None:
     """The token starts at vectors of words that bring the class nearer to the photo's prototype."""
-    words = tiny_sd1.tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        both = tiny_families.clip(words, tiny_sd1.WIDTH, 2, "quick_gelu")
-    both.save_pretrained(tmp_path / "clip")
-    words.save_pretrained(tmp_path / "clip")
-    clip = towers.load(tmp_path / "clip", model)
+    folder = tiny_families.flux2_klein(tmp_path, with_clip=True)
+    clip = towers.load(folder / "clip", model)
     mask = torch.zeros(40, 60)
     mask[10:30, 20:35] = 1
     photo = (torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.7 * mask, mask)
@@ -239,3 +234,19 @@ def test_a_clip_of_another_text_space_finds_words_for_the_photo(model: BaseModel
     assert torch.equal(started.token_embeddings[2:], own)
     assert not torch.allclose(started.token_embeddings, plain.token_embeddings)
     assert started.metrics["cos_after"] > started.metrics["cos_before"]
+
+
+@torch.no_grad()
+def test_our_attention_is_diffusers_own(model: BaseModel) -> None:
+    """Queries, keys and values of both kinds of block, with rotary positions, taken apart and put together again."""
+    batch = (
+        torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([20, 700]),
+        model.encode_prompt([PROMPT, "a cat"]),
+    )
+    plain = model.predict(*batch)
+    with attention.record_cross_attention(model, 1) as seen:
+        torch.testing.assert_close(model.predict(*batch), plain, rtol=1e-5, atol=1e-5)
+    assert [len(maps) for maps in seen.maps.values()] == [2] and seen.maps[8][0].shape == (1, 64, 512)
+    precision.run_norms_in_float32(model.denoiser)
+    torch.testing.assert_close(model.predict(*batch), plain, rtol=1e-5, atol=1e-5)

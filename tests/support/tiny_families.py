@@ -270,8 +270,8 @@ def qwen3(words: Qwen2TokenizerFast) -> Qwen3ForCausalLM:
     return reader
 
 
-def flux2_klein(folder: Path, *, distilled: bool = False) -> Path:
-    """A base in FLUX.2 klein's layout, without a CLIP."""
+def flux2_klein(folder: Path, *, with_clip: bool = False, distilled: bool = False) -> Path:
+    """A base in FLUX.2 klein's layout; `with_clip`: with a CLIP of a text space of its own beside it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
         words = qwen_tokenizer()
@@ -296,6 +296,11 @@ def flux2_klein(folder: Path, *, distilled: bool = False) -> Path:
     )
     pipe = Flux2KleinPipeline(scheduler, vae, reader, words, denoiser, is_distilled=distilled)
     pipe.save_pretrained(folder)
+    if with_clip:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            clip(tiny_sd1.tokenizer(), tiny_sd1.WIDTH, 2, "quick_gelu").save_pretrained(folder / "clip")
+        tiny_sd1.tokenizer().save_pretrained(folder / "clip")
     return folder
 
 

@@ -50,6 +50,7 @@ class Family(LatentSpace):
         modules: `train.target_modules` to suffixes of layer names.
         cross_attention: Part of the names of layers in which image features attend to text. self_attention: Of layers in
             which they attend to themselves only.
+        takes_attention_mask: Whether all blocks attend over text tokens, then image tokens, and the denoiser takes a mask for them.
         weights_join_encoders: Whether the mean that A1111 restores after weighting is that of all CLIP text encoders together.
     """
 
@@ -72,6 +73,7 @@ class Family(LatentSpace):
     modules: ClassVar[Mapping[str, tuple[str, ...]]] = MODULES
     cross_attention: ClassVar[str] = ".attn2."
     self_attention: ClassVar[str] = ".attn1."
+    takes_attention_mask: ClassVar[bool] = False
     weights_join_encoders: ClassVar[bool] = False
 
     @property
@@ -247,6 +249,10 @@ class Family(LatentSpace):
     def acts_on_text_tokens(self, layer: str) -> bool:
         """Whether a layer of the denoiser acts on text features instead of image features."""
         return ".attn2.to_k" in layer or ".attn2.to_v" in layer
+
+    def acts_on_all_tokens(self, layer: str) -> bool:
+        """Whether a layer of the denoiser acts on text tokens, then image tokens."""
+        return False
 
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """Layers for `train.target_blocks=decoder`.

@@ -57,8 +57,7 @@ class _Flux2Klein(FlowFamily):
         "attention+ff": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
         "all": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
     }
-    cross_attention = "transformer_blocks."
-    self_attention = "no such layer"
+    takes_attention_mask = True
     licence = ("apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B/blob/main/LICENSE.md")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
@@ -158,8 +157,12 @@ class _Flux2Klein(FlowFamily):
         return processor.startswith("transformer_blocks.")
 
     def acts_on_text_tokens(self, layer: str) -> bool:
-        """The projections and feed-forward layers of text tokens in double-stream blocks."""
-        return any(f".{end}" in layer for end in (*TEXT_ATTENTION, "ff_context"))
+        """The projections and feed-forward layers of text tokens in double-stream blocks, and before them."""
+        return layer == "context_embedder" or any(f".{end}" in layer for end in (*TEXT_ATTENTION, "ff_context"))
+
+    def acts_on_all_tokens(self, layer: str) -> bool:
+        """The single-stream blocks."""
+        return layer.startswith("single_transformer_blocks.")
 
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """The single-stream blocks; all blocks need gradients, because text tokens run through all of them."""
