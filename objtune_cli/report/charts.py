@@ -19,6 +19,8 @@ SAMPLE_SCORES = ("identity", "copy")
 FONT = 9
 CURVE_SIZE = (4.8, 2.5)
 """Inches; at this size the labels are readable on a phone."""
+MARGINS = {"left": 0.11, "right": 0.985, "top": 0.83, "bottom": 0.18}
+"""Of curves, fractions of the figure: a layout by the labels' sizes takes as long as all the rest."""
 INTERVAL_WIDTH, ROW_HEIGHT = 4.2, 0.21
 """Inches."""
 LONG_NAME, LONGEST_NAME = 22, 60
@@ -34,7 +36,7 @@ def draw_losses(history: Mapping[str, Any]) -> str:
     Returns:
         An `<svg>` element.
     """
-    figure, axes = _figure(CURVE_SIZE)
+    figure, axes = _figure(CURVE_SIZE, **MARGINS)
     for name, colour in zip(TERMS, COLOURS, strict=True):
         steps, values = _thin(_smooth(history["curves"].get(name, ())))
         if values:
@@ -49,13 +51,14 @@ def draw_losses(history: Mapping[str, Any]) -> str:
             " rate falls", (start, 0.98), xycoords=("data", "axes fraction"), color=GREY, fontsize=FONT, va="top"
         )
     axes.set_yscale("log")
+    axes.minorticks_off()
     return _finish_curves(figure, axes, columns=3)
 
 
 def draw_sample_scores(history: Mapping[str, Any]) -> str:
     """Draw identity and copy of the samples of a run; empty with fewer than two samples."""
     samples = history.get("samples", ())
-    figure, axes = _figure(CURVE_SIZE)
+    figure, axes = _figure(CURVE_SIZE, **MARGINS)
     for name, colour in zip(SAMPLE_SCORES, COLOURS, strict=False):
         points = [(each["step"], each[name]) for each in samples if each.get(name) is not None]
         if len(points) < 2:
@@ -104,8 +107,11 @@ def decay_start(history: Mapping[str, Any]) -> int:
     return last if 0 < last < len(rates) and rates[:last].count(peak) > 1 else 0
 
 
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(size: tuple[float, float], **margins: float) -> tuple[Any, Any]:
     """An empty figure with grey axes.
+
+    Args:
+        size: Inches. margins: Fractions of the figure; without them the labels' sizes decide.
 
     Raises:
         ResourceError: matplotlib is not installed.
@@ -114,8 +120,10 @@ def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise ResourceError("a report needs other packages", "`pip install 'objtune[report]'`") from None
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=None if margins else "constrained")
     axes = figure.add_subplot()
+    if margins:
+        figure.subplots_adjust(**margins)
     axes.tick_params(colors=GREY, labelsize=FONT)
     axes.xaxis.label.set_color(GREY)
     for side, spine in axes.spines.items():

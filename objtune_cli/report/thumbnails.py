@@ -14,8 +14,8 @@ SHEET, IMAGE, MANY_IMAGE, STRIP = 1400, 320, 192, 1024
 """Longest side of a sheet, of an image, of an image among more than `MANY`, and of a strip of a benchmark, px."""
 MANY = 2000
 """Images from which they are smaller, so that a page of 10,000 has about 50 MB."""
-QUALITY, EFFORT = 80, 2
-"""Quality of WebP, and its effort from 0 to 6: at 4, the encoder's default, a page of many images takes twice as long."""
+QUALITY, EFFORT = 80, 1
+"""Quality of WebP, and its effort from 0 to 6; the encoder's default of 4 takes three times as long and saves 15 % of the bytes."""
 
 
 @dataclass(frozen=True, slots=True)

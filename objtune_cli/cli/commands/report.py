@@ -54,7 +54,7 @@ def report(
         raise MissingError("there is nothing to report", "train an object first: `objtune train photo.jpg --class dog`")
     text = "".join(page.render(store, shown))
     file = output_files.OutputFile(out, text.encode(), lambda data: MARK in data[:4096])
-    files = output_files.write_files([file], force=force, note=run.report.note)
+    files = output_files.write_files([file], force=force, note=run.report.note if force else lambda text: None)
     if not run.options["json"]:
         console.print_lines(files)
     return CommandResult(
