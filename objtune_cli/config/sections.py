@@ -24,7 +24,7 @@ class Common:
 
     base: str = setting(
         "toybox",
-        "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, a diffusers folder, a .safetensors checkpoint, or a hub id.",
+        "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, klein, a diffusers folder, a .safetensors checkpoint, or a hub id.",
         path="model",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")

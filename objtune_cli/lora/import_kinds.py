@@ -89,9 +89,11 @@ FOREIGN = tuple(
     )
 )
 """Keys of model families that are not supported."""
+FLUX2_ROWS = (27648, 36864)
+"""Outputs of a single-stream block's first layer in FLUX.2 klein, 4B and 9B; the names are those of other models too."""
 WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Widths of the prompt embeddings in cross-attention, and the families."""
-VERSIONS = (("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3-5", "sd35"), ("sd3.5", "sd35"), ("stable-diffusion-3", "sd3"),
+VERSIONS = (("flux_2_klein", "flux2-klein"), ("flux.2-klein", "flux2-klein"), ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3-5", "sd35"), ("sd3.5", "sd35"), ("stable-diffusion-3", "sd3"),
             ("sd3", "sd3"), ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"), ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"))  # fmt: skip
 """Prefixes of `ss_base_model_version` and `modelspec.architecture`, and the families."""
 
@@ -142,6 +144,8 @@ def family_hint(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
 
 def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
     """Return the name of a supported family, the title of another one, or ""."""
+    if any(_is_of_flux2(key, shape) for key, shape in shapes.items()):
+        return "flux2-klein"
     foreign = next((title for mark, title in FOREIGN for key in shapes if mark.search(key)), "")
     if foreign:
         return foreign
@@ -160,3 +164,8 @@ def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     if not family and any(re.match(r"lora_te2_|text_encoder_2\.|(?:text_encoders\.)?clip_g\.", key) for key in shapes):
         return "sdxl"
     return family
+
+
+def _is_of_flux2(key: str, shape: tuple[int, ...]) -> bool:
+    is_first = re.search(r"single_blocks[._]\d+[._]linear1\.lora_(?:B|up)", key)
+    return "to_qkv_mlp_proj" in key or bool(is_first and shape[:1] and shape[0] in FLUX2_ROWS)

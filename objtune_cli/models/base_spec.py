@@ -36,6 +36,7 @@ class BaseSpec:
         zero_snr: Whether a single file is marked as trained with zero terminal SNR.
         vae: Folder or file of a VAE in place of its own.
         notes: Remarks for the user, one line each.
+        distilled_from: The base to train instead, if it was distilled to few steps; "" if it was not.
         inpaints: Whether its denoiser takes a mask and a picture too; only `place` draws with it.
         sampling, training: Settings that suit it. known_classes: The classes that it knows, if it lists them.
         toybox_dial: The dial of the drawn world that it was trained on, or "".
@@ -60,6 +61,7 @@ class BaseSpec:
     vae: Path | None = None
     notes: tuple[str, ...] = ()
     inpaints: bool = False
+    distilled_from: str = ""
 
     def sampling_kwargs(self) -> dict[str, Any]:
         """Return its sampling settings as fields of `generation.settings.SamplingSettings`."""

@@ -15,7 +15,10 @@ REVISIONS = {repository: commit for family in FAMILIES for repository, commit in
 """The commit of each repository that `fetch` downloads; of other repositories it takes `main`."""
 
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in (*family.parts, *CLIP_FOLDERS)))
-BASE_FILES = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
+BASE_FILES = (
+    "model_index.json",
+    *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "jinja", "safetensors")),
+)
 """The files of a base model's repository that `fetch` downloads; pickles are not among them."""
 SINGLE_WEIGHTS = "model.safetensors"
 FEATURE_MODEL_FILES = (

@@ -32,6 +32,8 @@ DISTILLED_SAMPLING = {
     name: {"num_inference_steps": 8, "guidance_scale": 1.0} for name in ("LCMScheduler", "TCDScheduler")
 }
 """Sampling settings of bases that are distilled to few steps, by the sampler that only they have."""
+DISTILLED_FLOW_SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.0}
+"""Sampling settings of flows that are distilled to four steps."""
 DEFAULT_TRAINING: dict[str, Any] = {
     "max_steps": 800, "learning_rate": 1e-4, "embedding_lr": 5e-3, "target_modules": "attention", "batch_size": 1, "target_blocks": "decoder", "prior_loss_interval": 4, "single_forward": False,
 }  # fmt: skip
@@ -127,6 +129,7 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
         prediction=override,
         schedule=schedule,
         inpaints=_has_inpainting_denoiser(folder, family),
+        distilled_from=family.distilled_from(folder),
     )
     return _apply_overrides(base, vae, override)
 
@@ -171,7 +174,7 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
 
 def _has_inpainting_denoiser(folder: Path, family: Family) -> bool:
     config = folders.read_json(folder, f"{family.denoiser}/config.json")
-    latents = int(config.get("out_channels") or 4)
+    latents = int(config.get("out_channels") or config.get("in_channels") or 4)
     return model_kind.is_inpainting(int(config.get("in_channels") or latents), latents)
 
 
@@ -186,6 +189,7 @@ def _check_prediction(family: Family, prediction: str) -> None:
 def _apply_overrides(base: BaseSpec, vae: Path | None, prediction: str) -> BaseSpec:
     """Return the base with another VAE or prediction; each changes its fingerprint."""
     base = replace(base, sampling=DISTILLED_SAMPLING.get(schedulers.name_sampler(base.scheduler), base.sampling))
+    base = replace(base, sampling=DISTILLED_FLOW_SAMPLING) if base.distilled_from else base
     if vae is None and not prediction:
         return base
     digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())

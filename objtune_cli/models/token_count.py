@@ -26,7 +26,8 @@ def _read_window(base: BaseSpec) -> int:
     file = base.folder / "tokenizer" / "tokenizer_config.json"
     config = json.loads(file.read_bytes()) if file.is_file() else {}
     length = config.get("model_max_length", DEFAULT_WINDOW)
-    return int(length) if isinstance(length, int | float) and 2 < length < 1 << 20 else DEFAULT_WINDOW
+    window = int(length) if isinstance(length, int | float) and 2 < length < 1 << 20 else DEFAULT_WINDOW
+    return min(window, base.family.max_prompt_tokens or window)
 
 
 def _count_tokens(base: BaseSpec, text: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import MAX_RATE, Embed, Prior, Train, identifying
 from objtune_cli.embedding import stage as embed
-from objtune_cli.errors import InputError, NonFiniteError, UsageError
+from objtune_cli.errors import IncompatibleError, InputError, NonFiniteError, UsageError
 from objtune_cli.models import registry
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.checkpoints import Checkpoint
@@ -61,12 +61,26 @@ def run(
     return with_preview(ctx, result or train_one(ctx, plan, config), plan, preview=preview)
 
 
+def require_trainable_base(ctx: StageContext) -> None:
+    """Refuse a base that was distilled to few steps, unless `--force` is set.
+
+    Raises:
+        IncompatibleError: Names the base to train on.
+    """
+    if ctx.base.distilled_from and not ctx.force:
+        raise IncompatibleError(
+            f"the base {ctx.base.id} is distilled to few steps, and training undoes that: images lose detail or turn grey",
+            f"train on the base it came from, `--base {ctx.base.distilled_from}`, and draw here; `--force` trains here",
+        )
+
+
 def validate_config(ctx: StageContext, config: Train, objects: int = 1) -> Train:
     """The settings with defaults for the base and the number of objects.
 
     Raises:
         UsageError: Nothing would learn in some steps, a learning rate is too large, or a term needs a single process.
     """
+    require_trainable_base(ctx)
     config = fill_defaults(config, ctx.base.training, objects)
     no_layers, token_steps = config.target_modules == "none", config.embedding_only_steps
     if (not config.train_embedding and (no_layers or token_steps)) or (

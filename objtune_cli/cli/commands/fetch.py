@@ -17,7 +17,10 @@ def fetch(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="BASE", help="Base model: sd15, sd21, sdxl, sd3, sd35, or a hub id.", show_default=False
+            "--base",
+            metavar="BASE",
+            help="Base model: sd15, sd21, sdxl, sd3, sd35, klein, or a hub id.",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[

@@ -153,6 +153,7 @@ def _train(
     """Run the stages of `train`, from photos or from refs."""
     from objtune_cli.training import many_stage, stage
 
+    stage.require_trainable_base(ctx)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.main_process_first():
         masks = ctx.run_parallel([partial(segment_photos, ctx, each) for each in requests])

@@ -160,6 +160,10 @@ class Family(LatentSpace):
         """Options of the family in `model_index.json`, for `BaseModel.options`."""
         return {}
 
+    def distilled_from(self, folder: Path) -> str:
+        """Name of the base to train instead, if the folder's model was distilled to few steps; "" if it was not."""
+        return ""
+
     def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Encode prompts for the denoiser.
 

@@ -35,7 +35,7 @@ def fingerprint(folder: Path, family: "Family", weights: Path | None = None) -> 
             any(fnmatch(path.name, pattern) for pattern in IGNORED_FILES) and path != weights and path not in variants
         )
         if (
-            (path.suffix.lower() not in (".json", ".txt", ".safetensors") and path != weights)
+            (path.suffix.lower() not in (".json", ".txt", ".jinja", ".safetensors") and path != weights)
             or again
             or not path.is_file()
         ):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families import qwen3_text_encoder, samplers
 from objtune_cli.models.families.family import ATTENTION
 from objtune_cli.models.families.flow import FlowFamily
@@ -45,7 +46,10 @@ class _Flux2Klein(FlowFamily):
     text_encoder_type = "qwen3"
     max_prompt_tokens = MAX_TOKENS
     reads_prompt_weights = False
-    hub: ClassVar = {"klein": ("black-forest-labs/FLUX.2-klein-base-4B", "a3b4f4849157f664bdbc776fd7453c2783562f4d")}
+    hub: ClassVar = {
+        "klein": ("black-forest-labs/FLUX.2-klein-base-4B", "a3b4f4849157f664bdbc776fd7453c2783562f4d"),
+        "klein-turbo": ("black-forest-labs/FLUX.2-klein-4B", "e7b7dc27f91deacad38e78976d1f2b499d76a294"),
+    }
     clip_models = ("openai/clip-vit-large-patch14",)
     shares_clip_space = False
     sampling: ClassVar = {"num_inference_steps": 50, "guidance_scale": 4.0}
@@ -64,9 +68,16 @@ class _Flux2Klein(FlowFamily):
         """The family has its own pipeline class."""
         return pipeline == self.pipeline
 
-    def options(self, folder: Path) -> dict[str, Any]:
-        """`distilled`: the model was distilled to few steps without guidance."""
-        return {"distilled": bool(self._index(folder).get("is_distilled"))}
+    def fingerprint_extra(self, folder: Path) -> str:
+        """Marks a distilled model, which only `model_index.json` names."""
+        return "distilled" if self.distilled_from(folder) else ""
+
+    def distilled_from(self, folder: Path) -> str:
+        """The base of 4B by its alias, that of 9B by its repository."""
+        if not self._index(folder).get("is_distilled"):
+            return ""
+        is_large = int(folders.read_json(folder, f"{self.denoiser}/config.json").get("num_attention_heads", 24)) > 24
+        return "black-forest-labs/FLUX.2-klein-base-9B" if is_large else "klein"
 
     def load_text_encoders(self, folder: Path) -> list[tuple[Any, Any]]:
         """Qwen3 up to three quarters of its layers."""
