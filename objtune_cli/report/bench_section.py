@@ -49,7 +49,7 @@ def _draw_measures(rows: Sequence[Mapping[str, Any]], *, with_zero: bool = False
 def _describe_strips(results: BenchResults) -> dict[str, dict[str, list[Any]]]:
     """Address, width and height by object and method."""
     files = [(case, method, file) for case, own in results.strips.items() for method, file in own.items()]
-    (made,) = thumbnails.shrink_all([[file.read_bytes for _, _, file in files]], thumbnails.STRIP)
+    (made,) = thumbnails.make_thumbnails([[file.read_bytes for _, _, file in files]], thumbnails.STRIP)
     described: dict[str, dict[str, list[Any]]] = {}
     for (case, method, _), each in zip(files, made, strict=True):
         described.setdefault(case, {})[method] = [each.address, each.width, each.height]

@@ -75,7 +75,10 @@ def paginate(scenes: Sequence[Scene]) -> list[list[Scene]]:
 def _describe_object(store: Store, each: TrainedObject) -> dict[str, Any]:
     history = each.history
     has_curves = history is not None and history["steps"] > 1
-    sheets = [(image, thumbnails.shrink(store.backend.read(image.key), thumbnails.SHEET)) for image in each.images]
+    sheets = [
+        (image, thumbnails.make_thumbnail(partial(store.backend.read, image.key), thumbnails.SHEET))
+        for image in each.images
+    ]
     return {
         "object": each,
         "sheets": sheets,
@@ -96,7 +99,7 @@ def _describe_pages(store: Store, pages: Sequence[Sequence[Scene]], num_images: 
     groups: Iterator[list[Callable[[], bytes]]] = (
         [partial(store.backend.read, image.key) for scene in page for image in scene.images] for page in pages
     )
-    for page, made in zip(pages, thumbnails.shrink_all(groups, side), strict=True):
+    for page, made in zip(pages, thumbnails.make_thumbnails(groups, side), strict=True):
         rest = iter(made)
         yield [_describe_scene(scene, [next(rest) for _ in scene.images]) for scene in page]
 

@@ -43,7 +43,10 @@ def read_boxes(store: Store, record: Record, pictures: Sequence[str]) -> tuple[L
     region = record.config.get("region")
     if not region or not pictures:
         return ()
-    width, height = struct.unpack(">II", store.backend.read(pictures[0], PNG_SIZE_AT, 8))
+    head = store.backend.read(pictures[0], PNG_SIZE_AT, 8)
+    width, height = struct.unpack(">II", head) if len(head) == 8 else (0, 0)
+    if not width or not height:
+        return ()
     x0, y0, x1, y1 = region
     return (LabelledBox(record.name, COLOURS[0], (x0 / width, y0 / height, x1 / width, y1 / height)),)
 

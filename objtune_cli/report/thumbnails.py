@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from PIL import Image
 
 SHEET, IMAGE, MANY_IMAGE, STRIP = 1400, 320, 192, 1024
 """Longest side of a sheet, of an image, of an image among more than `MANY`, and of a strip of a benchmark, px."""
@@ -16,6 +18,8 @@ MANY = 2000
 """Images from which they are smaller, so that a page of 10,000 has about 50 MB."""
 QUALITY, EFFORT = 80, 1
 """Quality of WebP, and its effort from 0 to 6; the encoder's default of 4 takes three times as long and saves 15 % of the bytes."""
+
+UNREADABLE = "this image cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,30 @@ class Thumbnail:
     parameters: str = ""
 
 
-def shrink(data: bytes, side: int) -> Thumbnail:
+def _shrink(data: bytes, side: int) -> Thumbnail:
     """Make a thumbnail of at most `side` px from the bytes of an image file."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as opened:
         parameters = str(opened.info.get("parameters", ""))
         picture = opened.convert("RGB")
+    return _encode(picture, side, parameters)
+
+
+def make_thumbnail(read: Callable[[], bytes], side: int) -> Thumbnail:
+    """Make a thumbnail; a grey square that says so stands for a file that is gone or damaged."""
+    from PIL import Image
+
+    try:
+        return _shrink(read(), side)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # Pillow's errors of damaged files
+        return _encode(Image.new("RGB", (side // 2, side // 2), "grey"), side, UNREADABLE)
+
+
+def _encode(picture: "Image.Image", side: int, parameters: str) -> Thumbnail:
+    """Encode an image of Pillow as a thumbnail of at most `side` px."""
+    from PIL import Image
+
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=QUALITY, method=EFFORT)
@@ -42,7 +63,7 @@ def shrink(data: bytes, side: int) -> Thumbnail:
     return Thumbnail(address, *picture.size, parameters)
 
 
-def shrink_all(groups: Iterable[list[Callable[[], bytes]]], side: int) -> Iterator[list[Thumbnail]]:
+def make_thumbnails(groups: Iterable[list[Callable[[], bytes]]], side: int) -> Iterator[list[Thumbnail]]:
     """Make the thumbnails of groups of images, one group at a time, on all processors.
 
     Args:
@@ -50,4 +71,4 @@ def shrink_all(groups: Iterable[list[Callable[[], bytes]]], side: int) -> Iterat
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         for group in groups:
-            yield list(threads.map(lambda read: shrink(read(), side), group))
+            yield list(threads.map(partial(make_thumbnail, side=side), group))

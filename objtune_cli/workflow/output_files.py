@@ -23,11 +23,13 @@ class OutputFile:
 
     Attributes:
         is_own: Whether the bytes at the path are an export of the same object, which the project can make again.
+        what: What such bytes are, for messages.
     """
 
     path: Path
     data: bytes
     is_own: Callable[[bytes], bool] = lambda data: False
+    what: str = "an export of this object from this project"
 
 
 def is_file_name(out: Path) -> bool:
@@ -150,7 +152,7 @@ def _is_wanted(file: OutputFile, force: bool, note: Callable[[str], None]) -> bo
     elif force:
         note(f"{path} is replaced")
     else:
-        raise UsageError(f"{path} exists and is not an export of this object from this project", REPLACE_HINT)
+        raise UsageError(f"{path} exists and is not {file.what}", REPLACE_HINT)
     return True
 
 

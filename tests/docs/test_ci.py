@@ -72,4 +72,6 @@ def test_the_steps_of_the_workflow(project: Path, base: Path, which: str) -> Non
     for line in (project / "events.ndjson").read_text().splitlines():
         check(json.loads(line), "event")
     kept = [step["with"] for step in steps() if "upload-artifact" in step.get("uses", "")]
-    assert kept == [{"name": "pictures", "path": "pictures"}]
+    assert kept == [{"name": "pictures", "path": "pictures\nreport.html\n"}]
+    page = (project / "report.html").read_text()
+    assert 'id="adapter/rex@1"' in page and 'id="adapter/cup@1"' in page

@@ -6,13 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from objtune_cli.cli import completion, console
-from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli import completion, console, report_file
+from objtune_cli.cli.runner import CommandResult, CommandRun
 from objtune_cli.cli.stdin import read_refs
 from objtune_cli.errors import InputError, MissingError
-
-MARK = b"objtune report</title>"
-"""Text of every report, near its start."""
 
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file.")]
 Jobs = Annotated[Path | None, typer.Option("--jobs", metavar="FILE", help="Show the results in this run.jsonl, too.")]
@@ -33,16 +30,15 @@ def report(
         list[str] | None,
         typer.Argument(help="Trained objects; default: all.", autocompletion=completion.adapter_ref),
     ] = None,
-    out: Out = Path("report.html"),
+    out: Out = Path(report_file.NAME),
     jobs: Jobs = None,
     bench: Bench = None,
     force: Force = False,
 ) -> CommandResult:
-    from objtune_cli.report import bench_results, contents, page
-    from objtune_cli.workflow import output_files
+    from objtune_cli.report import bench_results, contents
     from objtune_cli.workflow.context import StageResult
 
-    require(out.suffix.lower() in (".html", ".htm"), f"{out} is not named as HTML", "for example `--out report.html`")
+    report_file.check_name(out)
     project = run.project()
     store = project.store
     refs = [store.find(text, ("adapter",)) for text in read_refs(ref)] if ref else []
@@ -52,9 +48,7 @@ def report(
     shown = contents.read_project(store, title, refs if ref else None, lines, results)
     if not (shown.objects or shown.scenes or shown.jobs or shown.bench):
         raise MissingError("there is nothing to report", "train an object first: `objtune train photo.jpg --class dog`")
-    text = "".join(page.render(store, shown))
-    file = output_files.OutputFile(out, text.encode(), lambda data: MARK in data[:4096])
-    files = output_files.write_files([file], force=force, note=run.report.note if force else lambda text: None)
+    files = report_file.write(run, store, shown, out, force=force)
     if not run.options["json"]:
         console.print_lines(files)
     return CommandResult(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from objtune_cli.cli import console, streams
+from objtune_cli.cli import console, report_file, streams
 from objtune_cli.cli.runner import CommandResult, CommandRun
 
 if TYPE_CHECKING:
@@ -53,6 +53,16 @@ On = Annotated[
     Literal["local", "ray"],
     typer.Option("--on", help="Where batches run: worker processes here, or the Ray cluster of RAY_ADDRESS."),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write a page about the jobs, as `objtune report` does.",
+        show_default="report.html in the project, with the extra `report`",
+    ),
+]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no page.")]
 
 
 def run_(
@@ -62,6 +72,8 @@ def run_(
     together: Together = None,
     shard: ShardOption = None,
     on: On = "local",
+    report: Report = None,
+    no_report: NoReport = False,
 ) -> CommandResult:
     from objtune_cli.config.sections import Generate
     from objtune_cli.workflow import job_file as reader
@@ -71,6 +83,7 @@ def run_(
     part = job_plan.parse_shard(shard) if shard else None
     listed = reader.read_jobs(file, run.report.note)
     project = run.project(create=True)
+    page = report_file.choose_after_run(project, report, is_wanted=not no_report and part is None)
     reader.check_prompts(listed, project.store, run.settings(project).resolve(Generate).prompt_syntax)
     machine = Machine(jobs or 1, on_ray=True) if on == "ray" else _find_machine(run, project, listed, jobs)
     plan = job_plan.make_plan(listed, machine.slots, together or machine.batch_limit(part is not None), part)
@@ -87,8 +100,12 @@ def run_(
     if code:
         failed = sum(bool(result.code) for result in part_results)
         run.report.note(f"{failed} of {len(part_results)} jobs failed; the same command runs only the rest")
+    files = []
+    if page is not None and not run.stop.stop_signal():
+        files = report_file.write_after_run(run, project, page, file.name, part_results)
     images = [Path(path) for result in part_results for path in result.images]
-    return CommandResult(printed="nothing", images=images, extra={"jobs": [asdict(r) for r in part_results]}, code=code)
+    extra = {"jobs": [asdict(r) for r in part_results], "files": [str(path) for path in files]}
+    return CommandResult(printed="nothing", images=images, extra=extra, code=code)
 
 
 @dataclass(frozen=True, slots=True)
