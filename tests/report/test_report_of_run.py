@@ -58,7 +58,11 @@ def test_no_page_is_written_unasked(run: Run, words: tuple[str, ...]) -> None:
 def test_a_page_that_fails_is_a_note(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("report.html").write_text("mine")
     done = run()
-    assert done.code == 3 and done.out.startswith("rex\tdone\t0") and "no report: report.html exists and is not a report" in done.err
+    assert (
+        done.code == 3
+        and done.out.startswith("rex\tdone\t0")
+        and "no report: report.html exists and is not a report" in done.err
+    )
     assert Path("report.html").read_text() == "mine"
 
     def fail(*_: Any) -> None:
