@@ -37,13 +37,13 @@ class DrawingSettings:
 
 
 def open_pipeline(base: BaseSpec, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """Open a base with the pipeline class of its family; SD 3 gets diffusers' mixin for tokens of its own."""
+    """Open a base with the pipeline class of its family; one without tokens of its own gets diffusers' mixin for them."""
     import diffusers
     from diffusers.loaders import TextualInversionLoaderMixin  # type: ignore[attr-defined]
 
     family = base.family
     kind: Any = getattr(diffusers, family.pipeline)
-    if family in (SD3, SD35):
+    if not issubclass(kind, TextualInversionLoaderMixin):
         kind = type("Pipeline", (TextualInversionLoaderMixin, kind), {})
     options = {"torch_dtype": dtype, **_replacements(base, dtype)}
     if base.weights is None:
@@ -86,7 +86,7 @@ def load_object(pipe: Any, base: BaseSpec, folder: Path, name: str, embedding: P
     pipe.load_lora_weights(str(folder), weight_name=DIFFUSERS_FILE)
     keys = file_names.of_family(base.family).embedding_keys
     if not keys:
-        pipe.load_textual_inversion(str(embedding))
+        pipe.load_textual_inversion(str(embedding), token=f"<{name}>")
         return
     words = load_file(str(embedding))
     for key, suffix in zip(keys, ("", "_2"), strict=True):
@@ -102,7 +102,8 @@ def draw(pipe: Any, base: BaseSpec, settings: DrawingSettings) -> "tuple[Tensor,
     """Draw one image; returns its latents (1, C, h, w) in float32 on the CPU, and the image (H, W, 3) uint8."""
     import torch
 
-    pipe.scheduler = type(settings.sampler).from_config(settings.sampler.config)
+    if not base.family.pipeline_sets_levels:
+        pipe.scheduler = type(settings.sampler).from_config(settings.sampler.config)
     generator = seeded(settings.seed)
     network = getattr(pipe, base.family.denoiser)
     cells = settings.side // base.vae_scale_factor
@@ -114,7 +115,7 @@ def draw(pipe: Any, base: BaseSpec, settings: DrawingSettings) -> "tuple[Tensor,
         return values
 
     out = pipe(
-        **_prompts(pipe, base, settings),
+        **base.family.diffusers_prompt(pipe, settings.prompt, settings.class_prompt),
         latents=noise.to(network.device, network.dtype),
         generator=[generator],
         num_inference_steps=settings.steps,
@@ -124,15 +125,7 @@ def draw(pipe: Any, base: BaseSpec, settings: DrawingSettings) -> "tuple[Tensor,
         output_type="np",
         callback_on_step_end=keep_latents,
     )
-    return last["latents"].float().cpu(), (out.images[0] * 255).round().astype("uint8")
-
-
-def _prompts(pipe: Any, base: BaseSpec, settings: DrawingSettings) -> dict[str, str]:
-    """The prompt as each text encoder of a pipeline reads it."""
-    if base.family not in (SD3, SD35):
-        return {"prompt": settings.prompt}
-    return {
-        "prompt": pipe.maybe_convert_prompt(settings.prompt, pipe.tokenizer),
-        "prompt_3": settings.class_prompt,
-        "negative_prompt": "",
-    }
+    latents = last["latents"].float().cpu()
+    if latents.ndim == 3:  # tokens, row by row
+        latents = latents.transpose(1, 2).unflatten(2, (cells, cells))
+    return latents, (out.images[0] * 255).round().astype("uint8")

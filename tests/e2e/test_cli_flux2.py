@@ -1,5 +1,6 @@
 """Commands on a random base in FLUX.2 klein's layout, as far as they do more there than on the other families."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,11 @@ def test_two_objects_of_one_photo_and_all_layers(
     ends = {key.split(".", 3)[3].removesuffix(".lora_B.weight") for key in tensors if key.endswith("lora_B.weight")}
     assert ends >= {"attn.to_qkv_mlp_proj", "attn.to_out", "attn.to_out.0", "attn.add_k_proj", "ff.linear_in"}
     assert all(abs(tensors[key]).max() > 0 for key in tensors if "single" in key and "lora_B" in key)
+
+
+def test_diffusers_alone_draws_the_exported_object(cli: Any, project: Path, bases: dict[str, Path]) -> None:
+    """The self-test: from a photo to the same image, in its own pipeline, from exported files."""
+    done = cli("doctor", "--base", bases["base"], "--run", "--quick", "--steps", "2", "--json")
+    report = json.loads(done.out)["self_test"]
+    assert done.code == 0 and report["ok"], done.err
+    assert report["differences"]["mean"] < 0.1 and report["differences"]["latents"] < 1e-4

@@ -51,6 +51,7 @@ class Family(LatentSpace):
         cross_attention: Part of the names of layers in which image features attend to text. self_attention: Of layers in
             which they attend to themselves only.
         takes_attention_mask: Whether all blocks attend over text tokens, then image tokens, and the denoiser takes a mask for them.
+        pipeline_sets_levels: Whether diffusers' pipeline computes the noise levels itself, whatever sampler it has.
         weights_join_encoders: Whether the mean that A1111 restores after weighting is that of all CLIP text encoders together.
     """
 
@@ -74,6 +75,7 @@ class Family(LatentSpace):
     cross_attention: ClassVar[str] = ".attn2."
     self_attention: ClassVar[str] = ".attn1."
     takes_attention_mask: ClassVar[bool] = False
+    pipeline_sets_levels: ClassVar[bool] = False
     weights_join_encoders: ClassVar[bool] = False
 
     @property
@@ -295,6 +297,10 @@ class Family(LatentSpace):
         if condition.pooled is not None:
             kwargs |= {"pooled_prompt_embeds": condition.pooled, "negative_pooled_prompt_embeds": negative.pooled}
         return kwargs
+
+    def diffusers_prompt(self, pipe: Any, prompt: str, class_prompt: str) -> dict[str, Any]:
+        """Arguments of diffusers' own pipeline for a prompt with tokens such as `<rex>`, and the same prompt in class words."""
+        return {"prompt": prompt}
 
     def callback_kwargs(
         self, model: "BaseModel", condition: "Conditioning", height: int, width: int

@@ -7,6 +7,7 @@ Latents are (B, 128, h, w), one cell per 16 px: patches of 2 x 2 of the VAE's la
 of its batch norm.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ class _Flux2Klein(FlowFamily):
         "all": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
     }
     takes_attention_mask = True
+    pipeline_sets_levels = True
     licence = ("apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B/blob/main/LICENSE.md")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
@@ -218,6 +220,12 @@ class _Flux2Klein(FlowFamily):
     def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
         """The encoded prompts as they are."""
         return {"condition": condition, "negative": negative}
+
+    def diffusers_prompt(self, pipe: Any, prompt: str, class_prompt: str) -> dict[str, Any]:
+        """Without a space before a token, which a placeholder token takes; and the states that a smaller encoder gives."""
+        converted = re.sub(" (?=<)", "", pipe.maybe_convert_prompt(prompt, pipe.tokenizer))
+        layers = int(pipe.text_encoder.config.num_hidden_layers)
+        return {"prompt": converted, "text_encoder_out_layers": (layers // 4, layers // 2, layers * 3 // 4)}
 
     def callback_kwargs(
         self, model: "BaseModel", condition: "Conditioning", height: int, width: int

@@ -179,6 +179,11 @@ class _SD3(FlowFamily):
             transformer=model.denoiser, scheduler=scheduler,
         )  # fmt: skip
 
+    def diffusers_prompt(self, pipe: Any, prompt: str, class_prompt: str) -> dict[str, Any]:
+        """T5 reads class words; tokens of several vectors are written out."""
+        converted = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
+        return {"prompt": converted, "prompt_3": class_prompt, "negative_prompt": ""}
+
     def callback_kwargs(
         self, model: "BaseModel", condition: "Conditioning", height: int, width: int
     ) -> "dict[str, Tensor | None]":
