@@ -31,6 +31,16 @@ Change = Annotated[
 ]
 
 
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        metavar="NAME",
+        help="Show the base a segmented object beside the prompt, cut out of its photo; may be repeated. Only on FLUX.2.",
+    ),
+]
+
+
 Best = Annotated[
     int | None,
     typer.Option(
@@ -55,7 +65,7 @@ Sheet = Annotated[
 
 
 CHOICE: dict[str, tuple[Any, Any]] = {
-    "from_": (InitImage, None), "change": (Change, None), "best": (Best, None), "grid": (Grid, None), "sheet": (Sheet, None),
+    "from_": (InitImage, None), "change": (Change, None), "reference": (Reference, None), "best": (Best, None), "grid": (Grid, None), "sheet": (Sheet, None),
 }  # fmt: skip
 """Options of `generate` beside those of sampling."""
 
@@ -76,14 +86,19 @@ class GenerateRequest:
     out: Path | None
 
     def start(self, ctx: "StageContext") -> dict[str, Any]:
-        """The settings of `--from` and `--change`.
+        """The settings of `--from`, `--change` and `--reference`.
 
         Raises:
             UsageError: There is a change, and no picture.
         """
         source, change = self.options["from_"], self.options["change"]
         require(change is None or bool(source), "--change is given without a picture", "give it with `--from FILE`")
-        return {"init_image": str(locate_photo(ctx, source)) if source else None, "change": change}
+        names = self.options["reference"]
+        return {
+            "init_image": str(locate_photo(ctx, source)) if source else None,
+            "change": change,
+            "reference": ",".join(names) if names else None,
+        }
 
 
 def draw(ctx: "StageContext", request: GenerateRequest) -> CommandResult:

@@ -28,6 +28,12 @@ class Generate:
         1,
         identifies=False,
     )
+    reference: str = setting(
+        "",
+        "Objects that the base sees beside the prompt, cut out of their photos: names of masks, with commas. Only on bases that take pictures (FLUX.2).",
+        auto="none",
+        identifies=False,
+    )
     num_inference_steps: int = setting(0, "Sampling steps.", 0, 1000, auto="auto")
     guidance_scale: float = setting(-1.0, "Classifier-free guidance scale.", auto="auto")
     guidance_interval_high: float = setting(

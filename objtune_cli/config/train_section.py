@@ -152,7 +152,7 @@ class Train:
     )
     quantize_base: Literal["none", "8bit", "4bit"] = setting(
         "none",
-        "Number format of the frozen denoiser's linear layers during training (needs bitsandbytes).",
+        "Number format of the linear layers of the frozen denoiser, and of a language model that reads prompts, during training (needs bitsandbytes).",
         absent="none",
     )
     self_evaluation: bool = setting(

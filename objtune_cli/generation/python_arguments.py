@@ -14,7 +14,7 @@ from objtune_cli.workflow.context import StageContext
 
 FILES = ("init_image", "wildcards")
 """Settings that are paths."""
-SEPARATORS = {"lora": "\n", "style": ","}
+SEPARATORS = {"lora": "\n", "style": ",", "reference": ","}
 """Settings of several texts, and what stands between them."""
 OPTIONS = {
     "negative": "negative_prompt",

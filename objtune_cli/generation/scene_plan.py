@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from objtune_cli.config.sections import Generate, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import extra_loras, init_image
+from objtune_cli.generation import extra_loras, init_image, references
 from objtune_cli.generation.defaults import fill_defaults, note_guidance
 from objtune_cli.generation.extra_loras import ExtraLora
 from objtune_cli.generation.init_image import InitImage
+from objtune_cli.generation.references import Reference
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_request, sampling_prompts, trained_objects
@@ -24,7 +25,7 @@ class PlannedScene:
 
     Attributes:
         config: Settings of sampling, nothing left to the base.
-        loras: LoRAs beside the objects. original: The image that it starts from, or None.
+        loras: LoRAs beside the objects. original: The image that it starts from, or None. references: Objects that the base sees beside the prompt.
     """
 
     request: prompt_request.PromptRequest
@@ -33,6 +34,7 @@ class PlannedScene:
     loras: list[ExtraLora]
     record: Record
     original: InitImage | None = None
+    references: Sequence[Reference] = ()
 
     @property
     def prompt(self) -> str:
@@ -59,6 +61,7 @@ def plan_scenes(
     _check_shared_strengths(request)
     loras = extra_loras.find_loras(ctx, config.lora, request.loras)
     shared = [lora for lora in loras[0] if all(lora in each for each in loras)]
+    shown = references.find(ctx, config)
     original, config = init_image.read(ctx, config)
     config = replace(config, negative_prompt=request.negative, strength=1.0)  # the objects carry it now
     config = fill_defaults(ctx, config, shared)
@@ -69,7 +72,15 @@ def plan_scenes(
         own_config = replace(config, seed=draw.seed, num_images=draw.num_images)
         own = with_scene_syntax(ctx, request, i, own_config, editing=True)
         scenes.append(
-            PlannedScene(request, i, own, loras[i], _make_record(ctx, request, i, own, loras[i], original), original)
+            PlannedScene(
+                request,
+                i,
+                own,
+                loras[i],
+                _make_record(ctx, request, i, own, loras[i], original, shown),
+                original,
+                shown,
+            )
         )
     return scenes
 
@@ -81,6 +92,7 @@ def _make_record(
     config: Generate,
     loras: Sequence[ExtraLora],
     original: InitImage | None,
+    shown: Sequence[Reference],
 ) -> Record:
     """The record of the scene of prompt `i`."""
     objects = request.named[i]
@@ -95,6 +107,7 @@ def _make_record(
         | extra_loras.scene_settings(loras)
     )
     inputs = trained_objects.scene_inputs(objects, request.negative_objects(i)) | extra_loras.scene_inputs(loras)
+    inputs |= references.scene_inputs(shown)
     if original:
         settings, inputs = settings | {"change": config.change}, inputs | original.inputs
     return Record("scene", name, classes, inputs, settings, ctx.base.record())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Generate, seed_after
 from objtune_cli.errors import GateError
-from objtune_cli.generation import extra_loras, image_copies, image_files, init_image, scene_plan
+from objtune_cli.generation import extra_loras, image_copies, image_files, init_image, references, scene_plan
 from objtune_cli.generation.defaults import fill_defaults as fill_defaults
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
@@ -80,7 +80,10 @@ def _sample_scenes(ctx: StageContext, scenes: Sequence[scene_plan.PlannedScene])
     for each in scenes:
         names = [lora_names[item.record.ref, item.strength] for item in each.objects]
         _activate_adapters(base_model, [name for name in names if name])
-        with extra_loras.active_loras(base_model, each.loras, loaded):
+        with (
+            extra_loras.active_loras(base_model, each.loras, loaded),
+            references.shown(ctx, base_model, each.references),
+        ):
             yield _sample_scene(ctx, base_model, placeholders, each)
 
 

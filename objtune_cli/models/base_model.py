@@ -47,6 +47,7 @@ class BaseModel:
         process_group: The processes that share each batch (`runtime.distributed`), or None.
         prompt_syntax: How prompts are read, see `prompt_syntax`; training and evaluation read them as plain text.
         inpainting: The further inputs of an inpainting model's denoiser; None for a text-to-image model.
+        references: Latents of pictures that the denoiser sees beside the prompt, (1, C, h, w) each; only of families that take them.
         adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
     """
 
@@ -71,6 +72,7 @@ class BaseModel:
     notes: list[str] = field(default_factory=list)
     process_group: Any = None
     inpainting: InpaintingInputs | None = None
+    references: tuple[Tensor, ...] = ()
     adapters_disabled: bool = False
     prompt_syntax: str = PLAIN
     reload_vae_fp32: Callable[[], Any] | None = None

@@ -58,10 +58,17 @@ def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: b
 
 
 def quantise(model: BaseModel, bits: int) -> None:
-    """Replace the linear layers inside the denoiser's blocks with those of bitsandbytes; other layers stay."""
+    """Replace the linear layers inside the blocks of the denoiser, and of a language model, with those of bitsandbytes."""
     bnb = bitsandbytes(f"train.quantize_base={bits}bit")
-    for name, layer in list(model.denoiser.named_modules()):
-        if type(layer) is not nn.Linear or ("blocks." not in name and "mid_block." not in name):
+    _quantise_blocks(bnb, model.denoiser, bits, ("blocks.", "mid_block."), model.device)
+    if model.family.reads_with_language_model:
+        _quantise_blocks(bnb, model.text_encoder, bits, ("layers.",), model.device)
+
+
+def _quantise_blocks(bnb: Any, network: Any, bits: int, blocks: tuple[str, ...], device: torch.device) -> None:
+    """Replace the linear layers whose names contain one of `blocks`; other layers stay."""
+    for name, layer in list(network.named_modules()):
+        if type(layer) is not nn.Linear or not any(part in name for part in blocks):
             continue
         options = {"bias": layer.bias is not None}
         if bits == 4:
@@ -72,4 +79,4 @@ def quantise(model: BaseModel, bits: int) -> None:
             small = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, **options, has_fp16_weights=False)
         small.load_state_dict(layer.state_dict())
         parent, _, last = name.rpartition(".")
-        setattr(model.denoiser.get_submodule(parent), last, small.requires_grad_(False).to(model.device))
+        setattr(network.get_submodule(parent), last, small.requires_grad_(False).to(device))

@@ -24,7 +24,7 @@ SIZE_KEYS: dict[str, tuple[str, str]] = {
     "size": (_TEXT, '"832x1216"'), "aspect": (_TEXT, '"3:2"'), "width": (_NUMBER, "832"), "height": (_NUMBER, "1216"),
 }  # fmt: skip
 GENERATE_KEYS: dict[str, tuple[str, str]] = {
-    "from": (_TEXT, '"picture.png"'), "change": (_DECIMAL, "0.4"), "best": (_NUMBER, "4"), "grid": (_TEXTS, '"strength=0.6,0.8,1"'), "sheet": (_TEXT, '"sheet.png"'),
+    "from": (_TEXT, '"picture.png"'), "change": (_DECIMAL, "0.4"), "reference": (_TEXTS, '"rex"'), "best": (_NUMBER, "4"), "grid": (_TEXTS, '"strength=0.6,0.8,1"'), "sheet": (_TEXT, '"sheet.png"'),
     "adapter": (_TEXT, '"rex@2"'),
 }  # fmt: skip
 RETRY_KEYS: dict[str, tuple[str, str]] = {

@@ -62,3 +62,26 @@ def test_diffusers_alone_draws_the_exported_object(cli: Any, project: Path, base
     report = json.loads(done.out)["self_test"]
     assert done.code == 0 and report["ok"], done.err
     assert report["differences"]["mean"] < 0.1 and report["differences"]["latents"] < 1e-4
+
+
+def test_a_segmented_object_is_shown_beside_the_prompt(
+    cli: Any, project: Path, bases: dict[str, Path], dog_photo: Path
+) -> None:
+    """Without training; the record names the mask, and another mask is another scene. Other families refuse it."""
+    Path("objtune.toml").write_text(SETTINGS.format(base=bases["base"]))
+    for name, box in (("rex", "110,240,530,535"), ("tom", "110,240,300,535")):
+        assert cli("segment", dog_photo, "--class", "dog", "--name", name, "--box", box).code == 0
+    images = []
+    for options in ((), ("--reference", "rex"), ("--reference", "tom"), ("--reference", "rex", "--reference", "tom")):
+        done = cli("generate", "a photo of a dog on the beach", *options, "--set", "generate.guidance_scale=4")
+        assert done.code == 0, done.err
+        images.append(Path(done.out.split()[0]).read_bytes())
+    assert len(set(images)) == 4
+    record = Store.at(Path()).read_record(refs.Ref("scene", "scene", 4))
+    assert [each["ref"] for each in record.inputs.values()] == ["mask/rex@1", "mask/tom@1"]
+    again = cli("generate", "a photo of a dog on the beach", "--reference", "rex", "--set", "generate.guidance_scale=4")
+    assert "scene/scene@2 is up to date" in again.err
+    missing = cli("generate", "a dog", "--reference", "nobody")
+    assert missing.code == 4 and "Traceback" not in missing.err
+    refused = cli("generate", "a dog", "--reference", "rex", "--base", "toybox")
+    assert refused.code == 6 and "takes no pictures beside the prompt" in refused.err

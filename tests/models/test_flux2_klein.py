@@ -12,7 +12,7 @@ from objtune_cli.embedding import prototype
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
-from objtune_cli.models import attention, loading, precision, registry
+from objtune_cli.models import attention, loading, memory_savings, precision, registry
 from objtune_cli.models import clip as towers
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.models.conditioning import Conditioning
@@ -250,3 +250,38 @@ def test_our_attention_is_diffusers_own(model: BaseModel) -> None:
     assert [len(maps) for maps in seen.maps.values()] == [2] and seen.maps[8][0].shape == (1, 64, 512)
     precision.run_norms_in_float32(model.denoiser)
     torch.testing.assert_close(model.predict(*batch), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_encoder_passes_gradients_to_the_rows(folder: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = loading.load(folder, CPU, torch.bfloat16)
+    networks = (model.denoiser, model.text_encoder)
+    before = [sum(p.nbytes for p in network.parameters()) for network in networks]
+    memory_savings.quantise(model, bits)
+    after = [sum(p.nbytes for p in network.parameters()) for network in networks]
+    assert all(small < 0.75 * large for small, large in zip(after, before, strict=True))
+    words, rows = Placeholders(model), class_token_embeddings(model, "dog").requires_grad_(True)
+    words.add("rex", rows, "dog")
+    condition = model.encode_prompt([words.expand("a <rex>")])
+    model.predict(torch.randn(1, 16, 8, 8), torch.tensor([500]), condition).float().square().mean().backward()
+    assert float(rows.grad.abs().max()) > 0
+
+
+@torch.no_grad()
+def test_pictures_beside_the_prompt_are_those_of_diffusers(model: BaseModel, pipe: Any) -> None:
+    """Their tokens stand behind the image's, at times 10 and 20; only the image's velocity comes back."""
+    g = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(1, 3, side, side, generator=g) * 2 - 1 for side in (16, 24)]
+    z, sigma, condition = torch.randn(1, 16, 8, 8, generator=g), torch.tensor([0.6]), model.encode_prompt([PROMPT])
+    without = model.family._predict_at(model, z, sigma, condition)
+    model.references = tuple(model.encode_image(picture) for picture in pictures)
+    ours = model.family._predict_at(model, z, sigma, condition)
+    tokens, ids = pipe.prepare_image_latents(pictures, 1, None, CPU, torch.float32)
+    image_ids = pipe._prepare_latent_ids(z)
+    theirs = pipe.transformer(
+        hidden_states=torch.cat([pipe._pack_latents(z), tokens], dim=1), timestep=sigma, encoder_hidden_states=condition.sequence,
+        txt_ids=pipe._prepare_text_ids(condition.sequence), img_ids=torch.cat([image_ids, ids], dim=1), return_dict=False,
+    )[0][:, :64]  # fmt: skip
+    torch.testing.assert_close(ours, pipe._unpack_latents_with_ids(theirs, image_ids), rtol=0, atol=1e-6)
+    assert not torch.allclose(ours, without, atol=1e-3)

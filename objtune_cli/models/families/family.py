@@ -45,6 +45,7 @@ class Family(LatentSpace):
         sampling: Default settings of sampling. training: Default settings of training.
         prediction: Prediction type if the scheduler's config has none: "epsilon", "v_prediction" or "flow".
         denoiser_class: The denoiser's class in diffusers. text_encoder_type: Start of `model_type` in the text encoders' configs.
+        reads_with_language_model: Whether the text encoder is a language model, as large as the denoiser.
         max_prompt_tokens: Largest number of tokens that the text encoders read; 0: the tokenizer's own limit.
         reads_prompt_weights: Whether prompts may have weights and several chunks; otherwise they are read as plain text.
         modules: `train.target_modules` to suffixes of layer names.
@@ -52,6 +53,7 @@ class Family(LatentSpace):
             which they attend to themselves only.
         takes_attention_mask: Whether all blocks attend over text tokens, then image tokens, and the denoiser takes a mask for them.
         pipeline_sets_levels: Whether diffusers' pipeline computes the noise levels itself, whatever sampler it has.
+        takes_references: Whether the denoiser sees pictures beside the prompt, see `BaseModel.references`.
         weights_join_encoders: Whether the mean that A1111 restores after weighting is that of all CLIP text encoders together.
     """
 
@@ -68,6 +70,7 @@ class Family(LatentSpace):
     denoiser: ClassVar[str] = "unet"
     denoiser_class: ClassVar[str] = "UNet2DConditionModel"
     text_encoder_type: ClassVar[str] = "clip"
+    reads_with_language_model: ClassVar[bool] = False
     max_prompt_tokens: ClassVar[int] = 0
     reads_prompt_weights: ClassVar[bool] = True
     prediction: ClassVar[str] = "epsilon"
@@ -76,6 +79,7 @@ class Family(LatentSpace):
     self_attention: ClassVar[str] = ".attn1."
     takes_attention_mask: ClassVar[bool] = False
     pipeline_sets_levels: ClassVar[bool] = False
+    takes_references: ClassVar[bool] = False
     weights_join_encoders: ClassVar[bool] = False
 
     @property
@@ -137,10 +141,7 @@ class Family(LatentSpace):
         return load_component(getattr(diffusers, self.denoiser_class), folder, self.denoiser)
 
     def text_encoder_dtype(self, dtype: Any) -> Any:
-        """Number format of the text encoders if the denoiser has `dtype`.
-
-        CLIP's are small, and gradients of tokens need the precision.
-        """
+        """Number format of the text encoders if the denoiser has `dtype`; gradients of tokens need the precision."""
         import torch
 
         return torch.float32

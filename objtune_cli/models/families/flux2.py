@@ -33,6 +33,8 @@ PATCH = 2
 """Side of the patches of VAE latents that make a latent cell."""
 IMAGE_SIDE = 1024
 """Side of the training images, px, if the VAE's config has none."""
+REFERENCE_TIME = 10
+"""Time between the positions of the image and of each picture beside the prompt."""
 TRAINING_SHIFT = ((256, 0.5), (4096, 1.15))
 """Number of image tokens to the logarithm of the shift of the noise levels in training, as for FLUX.1."""
 
@@ -45,6 +47,7 @@ class _Flux2Klein(FlowFamily):
     denoiser_class = "Flux2Transformer2DModel"
     vae_class = "AutoencoderKLFlux2"
     text_encoder_type = "qwen3"
+    reads_with_language_model = True
     max_prompt_tokens = MAX_TOKENS
     reads_prompt_weights = False
     hub: ClassVar = {
@@ -64,6 +67,7 @@ class _Flux2Klein(FlowFamily):
     }
     takes_attention_mask = True
     pipeline_sets_levels = True
+    takes_references = True
     licence = ("apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B/blob/main/LICENSE.md")
 
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
@@ -187,22 +191,32 @@ class _Flux2Klein(FlowFamily):
         return self._predict_at(model, z_t, levels[t.cpu()].to(model.device), condition)
 
     def _predict_at(self, model: "BaseModel", z_t: "Tensor", sigma: "Tensor", condition: "Conditioning") -> "Tensor":
-        """The velocity at noise levels sigma (B,)."""
+        """The velocity at noise levels sigma (B,); clean pictures stand behind the image."""
+        import torch
+
         height, width = (side * model.vae_scale_factor for side in z_t.shape[-2:])
-        tokens = z_t.to(model.dtype).flatten(2).transpose(1, 2)
+        images = [z_t, *(latents.expand(len(z_t), -1, -1, -1) for latents in model.references)]
+        tokens = torch.cat([image.to(model.dtype).flatten(2).transpose(1, 2) for image in images], dim=1)
+        cells = z_t.shape[-2] * z_t.shape[-1]
         velocity: Tensor = model.denoiser(
             hidden_states=tokens, timestep=sigma, **self.denoiser_kwargs(model, condition, height, width)
         ).sample
-        latents: Tensor = velocity.transpose(1, 2).unflatten(2, z_t.shape[-2:])
+        latents: Tensor = velocity[:, :cells].transpose(1, 2).unflatten(2, z_t.shape[-2:])
         return latents
 
     def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
-        """Text features, and the positions (time, row, column, number) of image and text tokens."""
+        """Text features, and the positions (time, row, column, number) of image and text tokens; pictures have times of their own."""
         import torch
 
-        rows, columns = (side // model.vae_scale_factor for side in (height, width))
+        sizes = [(height // model.vae_scale_factor, width // model.vae_scale_factor)]
+        sizes += [(latents.shape[-2], latents.shape[-1]) for latents in model.references]
         one, device = torch.arange(1), model.device
-        image = torch.cartesian_prod(one, torch.arange(rows), torch.arange(columns), one)
+        image = torch.cat(
+            [
+                torch.cartesian_prod(one + i * REFERENCE_TIME, torch.arange(rows), torch.arange(columns), one)
+                for i, (rows, columns) in enumerate(sizes)
+            ]
+        )
         text = torch.cartesian_prod(one, one, one, torch.arange(condition.sequence.shape[1]))
         return {
             "encoder_hidden_states": condition.sequence,
