@@ -22,7 +22,7 @@ STAIRCASE = (
     # measuring
     "toybox", "evaluation", "bench", "report",
     # porch
-    "doctor", "api", "cli",
+    "doctor", "api", "ui", "cli",
 )  # fmt: skip
 """A module may import its own package and whatever stands before it here."""
 FORBIDDEN = {
@@ -40,6 +40,20 @@ FORBIDDEN = {
     "placement": {"interchange", "embedding"},
     "training": {"interchange", "segmentation"},
     "toybox": {"config", "store", "images", "workflow"},
+    "ui": {
+        "interchange",
+        "embedding",
+        "generation",
+        "placement",
+        "training",
+        "evaluation",
+        "bench",
+        "toybox",
+        "numerics",
+        "lora",
+        "api",
+        "doctor",
+    },
     "cli": {"numerics", "runtime", "lora", "toybox"},
 }
 """Steps that stand before a package and that it still does without."""

@@ -46,6 +46,10 @@ COMMANDS = {
         "run.run_",
         "Train and generate for every photo in a jobs file; finished work is reused. Prints one job per line.",
     ),
+    "ui": (
+        "ui.ui",
+        "Open a page in the browser that finds, learns, draws and composes objects. Prints its address.",
+    ),
     "init": ("init.init", "Make this folder, or --project DIR, a project."),
     "list": ("list.list_", "List the project's artifacts: ref, class, base model, and inputs."),
     "show": ("show.show", "Show the record of an artifact, and its image."),

@@ -97,23 +97,40 @@ class CommandRun:
         Args:
             create: Make the folder a project where there is none.
         """
+        environment.check_docstrings()
+        ctx = self.unlocked_context(create=create)
+        self.stop.install()
+        self.resources.enter_context(ctx.project.lock())
+        return ctx
+
+    def unlocked_context(self, *, create: bool) -> "StageContext":
+        """Build the context of the stages without a lock and without signals, for a command that waits for the user."""
         from objtune_cli.config.sections import Common
         from objtune_cli.workflow.context import StageContext
 
-        environment.check_docstrings()
         project = self.project(create=create)
         settings = self.settings(project)
         strict = True if self.options.get("strict_base") else None
         common = settings.resolve(
             Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
         )
-        self.stop.install()
-        self.resources.enter_context(project.lock())
-        force = bool(self.options.get("force"))
-        return StageContext(project, settings, common, self.report, force, self.stop.stop_signal)
+        return StageContext(
+            project, settings, common, self.report, bool(self.options.get("force")), self.stop.stop_signal
+        )
 
 
-MODEL_COMMANDS = ("segment", "init_embedding", "train", "generate", "compose", "place", "evaluate", "bench", "import_")
+MODEL_COMMANDS = (
+    "segment",
+    "init_embedding",
+    "train",
+    "generate",
+    "compose",
+    "place",
+    "evaluate",
+    "bench",
+    "import_",
+    "ui",
+)
 """Modules whose commands take all options of a base model."""
 MODEL_OPTIONS = {**dict.fromkeys(MODEL_COMMANDS, options.MODEL), "doctor": options.DOCTOR}
 """Module to the options of a base model that its command takes."""

@@ -133,7 +133,7 @@ def read_project(
     for name in store.list_names("scene") if names is None or names else ():
         for version in store.list_versions("scene", name):
             try:
-                scene = _read_scene(store, Ref("scene", name, version))
+                scene = read_scene(store, Ref("scene", name, version))
             except (DamagedError, MissingError) as error:
                 contents.problems.append(error.message)
                 continue
@@ -145,13 +145,21 @@ def read_project(
     newest = (Ref("adapter", name, store.list_versions("adapter", name)[-1]) for name in store.list_names("adapter"))
     for ref in newest if only is None else only:
         try:
-            contents.objects.append(_read_object(store, ref, scenes_of.get(str(ref), [])))
+            contents.objects.append(read_object(store, ref, scenes_of.get(str(ref), [])))
         except (DamagedError, MissingError) as error:
             contents.problems.append(error.message)
     return contents
 
 
-def _read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObject:
+def read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObject:
+    """Read an adapter with its images, curves and lineage.
+
+    Args:
+        scenes: Those that it was used for.
+
+    Raises:
+        DamagedError, MissingError: It cannot be read.
+    """
     record = store.read_record(ref)
     nodes = lineage.read_nodes(store, record, [(scene.record, len(scene.images)) for scene in scenes])
     masks = [parse(node.key) for node in nodes if node.kind == "mask" and not node.is_missing]
@@ -180,7 +188,12 @@ def _read_history(store: Store, ref: Ref) -> Mapping[str, Any] | None:
     return document if isinstance(document, dict) and "curves" in document else None
 
 
-def _read_scene(store: Store, ref: Ref) -> Scene:
+def read_scene(store: Store, ref: Ref) -> Scene:
+    """Read a scene with its images and the command that draws it again.
+
+    Raises:
+        DamagedError, MissingError: It cannot be read.
+    """
     record = store.read_record(ref)
     keys = sorted(entry.key for entry in store.backend.list(ref.images_key) if entry.key.endswith(".png"))
     pictures = [key for key in keys if not key.endswith("layout.png")]

@@ -196,6 +196,10 @@ class PhotoSegmenter:
         segmented.rough_mask, segmented.outline = cover, outline
         return segmented
 
+    def sketch(self, target: Target) -> "np.ndarray":
+        """The segmenter's first answer (H, W) bool to boxes and points, before outlines are refined."""
+        return self.segmenter.predict(self._hints(target, None)).mask
+
     def _read_mask(self, path: Path) -> tuple["np.ndarray", str]:
         """A mask picture as coverage (H, W) uint8 at the kept size, and why it shows only an outline, else an empty text.
 

@@ -52,14 +52,19 @@ class PromptableSegmenter(ABC):
     name: str
     rgb: np.ndarray
     image: EmbeddedImage
+    _embedded: tuple[tuple[np.ndarray, EmbeddedImage], ...] = ()
+    """The last two images: a photo, and the smaller copy on which class words choose."""
 
     @abstractmethod
     def embed(self, rgb: np.ndarray) -> EmbeddedImage:
         """Embed an image (H, W, 3) uint8."""
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Set the image (H, W, 3) uint8 for the following calls."""
-        self.rgb, self.image = rgb, self.embed(rgb)
+        """Set the image (H, W, 3) uint8 for the following calls; the last two are not embedded again."""
+        known = next((image for array, image in self._embedded if array is rgb), None)
+        self.rgb, self.image = rgb, known or self.embed(rgb)
+        others = tuple(each for each in self._embedded if each[0] is not rgb)
+        self._embedded = ((rgb, self.image), *others[:1])
 
     def predict(self, hints: Hints) -> Proposal:
         """Predict the object that the hints mean; a small one is predicted again from a crop."""

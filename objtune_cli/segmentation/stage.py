@@ -5,9 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import Segment, identifying
-from objtune_cli.errors import GateError, InputError, ObjtuneError
+from objtune_cli.errors import GateError, InputError, NonFiniteError, ObjtuneError
 from objtune_cli.images import photo, photo_or_drawing, png
-from objtune_cli.segmentation import from_class_word, hint_checks, quality_gate, segmenters, transparent_photo
+from objtune_cli.segmentation import (
+    from_class_word,
+    hint_checks,
+    page_offer,
+    quality_gate,
+    segmenters,
+    transparent_photo,
+)
 from objtune_cli.segmentation.from_hints import SegmentationModels, SegmentedObject, Target
 from objtune_cli.store import garbage
 from objtune_cli.store.artifacts import Record
@@ -25,6 +32,17 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
     Raises:
         InputError: A photo, mask, box or point is unusable, or two objects claim one region. GateError: A mask is unusable for training.
     """
+    try:
+        return _segment(ctx, path, targets, config)
+    except NonFiniteError:  # of the base: a better hint does not help
+        raise
+    except GateError as error:
+        error.hint = page_offer.offer_page(error.hint, path)
+        raise
+
+
+def _segment(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -> list[StageResult]:
+    """Segment each target; arguments and errors are those of `run`."""
     head = photo.read_header(path)
     frame = hint_checks.PhotoSize(*head.size, head.orientation)
     targets = [
@@ -54,7 +72,7 @@ def run(ctx: StageContext, path: Path, targets: list[Target], config: Segment) -
         class_words.check_known(ctx, target, chooses=by_word)
         if not is_cut_out and not (target.has_no_hint and config.detector):
             segmenters.require_place(ctx, path, choice, picture.rgb, target)
-    rgb = _downscale(picture, config)
+    rgb = downscale(picture, config)
     located = from_class_word.segment_objects(models, picture, rgb, targets)
     accepted = [
         old or _check_mask(ctx, picture, rgb, item, target, record, config)
@@ -86,7 +104,7 @@ def _note_photograph(ctx: StageContext, path: Path, picture: photo.Photo) -> Non
         )
 
 
-def _downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
+def downscale(picture: photo.Photo, config: Segment) -> "np.ndarray":
     """Downscale the photo to the size at which it is stored."""
     import cv2
 
@@ -149,6 +167,34 @@ class AcceptedMask:
     overlay: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class MaskVerdict:
+    """What the quality gate found.
+
+    Attributes:
+        metrics: Statistics and scores of the mask. problem: Why it is unusable, "" if it is usable. advice: A hint for the user.
+    """
+
+    metrics: dict[str, float]
+    problem: str
+    advice: str
+
+
+def judge_mask(
+    ctx: StageContext, picture: photo.Photo, located: SegmentedObject, target: Target, config: Segment
+) -> MaskVerdict:
+    """Check a mask with the quality gate, and against the user's hints."""
+    metrics = quality_gate.mask_statistics(located.cover, _latent_cells(ctx)) | located.metrics
+    problem, advice = quality_gate.rejection_reason(metrics, target.class_word, config), located.advice
+    if problem and target.box_xyxy and not target.mask:
+        advice = hint_checks.suggest_box(target, picture)
+    if not problem and located.outline:
+        problem, advice = located.outline, located.advice
+    elif not problem and not target.mask:
+        problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
+    return MaskVerdict(metrics, problem, advice)
+
+
 def _check_mask(
     ctx: StageContext,
     picture: photo.Photo,
@@ -163,14 +209,8 @@ def _check_mask(
     Raises:
         GateError: The mask is unusable; an overlay of it is written to the project's folder of rejected masks.
     """
-    metrics = quality_gate.mask_statistics(located.cover, _latent_cells(ctx)) | located.metrics
-    problem, advice = quality_gate.rejection_reason(metrics, target.class_word, config), located.advice
-    if problem and target.box_xyxy and not target.mask:
-        advice = hint_checks.suggest_box(target, picture)
-    if not problem and located.outline:
-        problem, advice = located.outline, located.advice
-    elif not problem and not target.mask:
-        problem, advice = hint_checks.find_disagreement(located.cover, target, picture, located.rough_mask)
+    verdict = judge_mask(ctx, picture, located, target, config)
+    metrics, problem, advice = verdict.metrics, verdict.problem, verdict.advice
     overlay = png.encode_png(png.draw_overlay(rgb, located.cover, located.alternatives))
     if problem and (not ctx.force or not metrics["area"]):
         rejected = f"{garbage.REJECTED}{target.name}.png"

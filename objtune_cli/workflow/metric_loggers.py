@@ -122,6 +122,41 @@ class JsonLinesLogger:
         self._handle = None
 
 
+class LiveImagesLogger:
+    """Writes the newest image of each stage to a folder: `samples.png`, `preview.png`.
+
+    Raises:
+        ResourceError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"images cannot be written to {folder}: {error.strerror}", "give `--live` a folder"
+            ) from None
+
+    def log(self, step: Step, values: Mapping[str, float]) -> None:
+        """A folder of images holds no numbers."""
+
+    def image(self, step: Step, name: str, rgb: "np.ndarray[Any, Any]") -> None:
+        from objtune_cli.images.png import encode_png
+
+        path = self.folder / f"{step.stage}.png"
+        with contextlib.suppress(OSError):  # a full disk does not stop the command
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_bytes(encode_png(rgb))
+            unfinished.replace(path)
+
+    def text(self, text: str) -> None:
+        """A folder of images holds no notes."""
+
+    def close(self, code: int) -> None:
+        """Every image is complete."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoggerOption:
     """The command-line option of a metric logger: its value is a path, and `open` takes it with the command's name."""
@@ -133,5 +168,6 @@ class LoggerOption:
 
 LOGGERS: dict[str, LoggerOption] = {
     "events": LoggerOption("FILE", "Append progress to FILE, one JSON object per line.", JsonLinesLogger),
+    "live": LoggerOption("DIR", "Write samples to DIR as soon as they are drawn.", LiveImagesLogger),
 }
 """Every metric logger by the name of its option: `events` is `--events FILE`."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from objtune_cli.errors import ResourceError
+from objtune_cli.images import png
 from objtune_cli.workflow import metric_loggers, trackers
 from objtune_cli.workflow.metric_loggers import JsonLinesLogger, LoggerOption, MetricLoggers, Step
 from objtune_cli.workflow.reporting import CommandReporter
@@ -109,3 +111,16 @@ def test_one_entry_gives_every_command_the_option(before, project, tmp_path):
         [sys.executable, "-c", ONE_MORE, "train", "--help"], cwd=repository, capture_output=True, text=True, timeout=60
     )
     assert "--scalars DIR" in shown.stdout and "Write scalars there." in shown.stdout
+
+
+def test_live_images_are_the_newest_of_each_stage(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "live"
+    logger = metric_loggers.LOGGERS["live"].open(folder, "train")
+    for value in (10, 200):
+        logger.image(Step("samples", value, value), "dog", np.full((4, 6, 3), value, np.uint8))
+    logger.close(0)
+    assert [path.name for path in folder.iterdir()] == ["samples.png"]
+    assert png.read(folder / "samples.png").tolist() == np.full((4, 6, 3), 200).tolist()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="images cannot be written to"):
+        metric_loggers.LOGGERS["live"].open(tmp_path / "file" / "live", "train")

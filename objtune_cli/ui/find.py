@@ -1,0 +1,318 @@
+"""The screen Find: a photo, a class word, clicks and a brush, and the mask that follows."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from nicegui import events, ui
+
+from objtune_cli.errors import ObjtuneError
+from objtune_cli.images import photo
+from objtune_cli.store import refs
+from objtune_cli.ui import command_lines, hint_shapes, hints, parts
+from objtune_cli.ui.canvas import Canvas, Pointer
+from objtune_cli.ui.hints import BoxHint, PhotoHints, PointHint, Stroke
+from objtune_cli.ui.workspace import Workspace
+
+TOOLS = {"object": "Object", "other": "Not it", "box": "Box", "add": "Brush +", "erase": "Brush −"}
+"""Tools of the picture, and their labels."""
+MIN_BOX = 4.0
+"""Least side of a box, px; a shorter drag is a click."""
+PAUSE_SECONDS = 0.4
+"""How long after the last hint the finished outline is computed."""
+
+
+def register(get: Callable[[], Workspace]) -> None:
+    """Add the screen to the application."""
+
+    @ui.page("/")
+    def find_screen(photo: str = "") -> None:
+        workspace = get()
+        with parts.frame(workspace, "/"):
+            FindScreen(workspace, photo or next(iter(workspace.opened), ""))
+
+
+class FindScreen:
+    """One open screen; its state is the page's and ends with it."""
+
+    def __init__(self, workspace: Workspace, first: str) -> None:
+        self.workspace = workspace
+        self.photos: dict[str, PhotoHints] = {}
+        self.current: PhotoHints | None = None
+        self.drag: list[tuple[float, float]] = []
+        self.change = 0
+        self.mask_shape = ""
+        parts.text("h1", "Find the object")
+        with ui.element("div").classes("split"):
+            with ui.element("div").classes("stage"):
+                with ui.element("div").classes("tools").props('role="toolbar" aria-label="Tools"'):
+                    self.tool = ui.toggle(TOOLS, value="object").props("no-caps unelevated")
+                    ui.button("Undo", on_click=self.undo).props("flat no-caps dense")
+                    ui.button("Clear", on_click=self.clear).props("flat no-caps dense")
+                self.place = ui.element("div").classes("picture-place")
+                self._build_further_tools()
+            with ui.element("div").classes("panel"):
+                self._build_form()
+        self._show_empty()
+        if first:
+            ui.timer(0.05, lambda: self.open(first), once=True)
+
+    def _build_further_tools(self) -> None:
+        parts.text("p", "Click the object. Shift-click or right-click what is not part of it.", "faint")
+        with ui.element("div").classes("tools"):
+            self.width = (
+                ui.slider(min=2, max=80, value=24).props('label aria-label="Width of the brush, px"').classes("brush")
+            )
+            parts.text("span", "brush", "faint")
+            self.typed = parts.field("Point x,y or box x0,y0,x1,y1 (px)").classes("typed")
+            self.typed.on("keydown.enter", self.add_typed)
+            ui.button("Add", on_click=self.add_typed).props("flat no-caps dense")
+
+    def _build_form(self) -> None:
+        self.upload = ui.upload(
+            label="Drop photos here", multiple=True, auto_upload=True, max_file_size=photo.MAX_BYTES, on_upload=self.receive,
+            on_rejected=lambda: parts.explain(f"at most {photo.MAX_BYTES >> 20} MiB are read"),
+        ).props('accept="image/*,.heic,.heif,.hif,.avif,.jxl,.jp2" flat bordered').classes("upload")  # fmt: skip
+        self.strip = ui.element("div").classes("strip")
+        known = self.workspace.list_photos()
+        if known:
+            with (
+                ui.expansion(f"Photos of this project ({len(known)})").classes("faint-box"),
+                ui.element("div").classes("strip"),
+            ):
+                for name in known[:24]:
+                    self._thumbnail(name)
+        self.word = parts.field("Class, for example dog", on_change=self.update_command)
+        self.name = parts.field("Name (optional)", on_change=self.update_command)
+        self.search_button = ui.button("Find it by its class", on_click=self.find_by_class).props("outline no-caps")
+        self.verdict = parts.text("p", "", "verdict").props('role="status" aria-live="polite"')
+        self.learn_button = ui.button("Learn this object", on_click=self.learn).props("unelevated no-caps")
+        self.command = parts.CommandLine()
+
+    def _thumbnail(self, name: str) -> None:
+        with (
+            ui.element("button").classes("thumb").props('type="button"').on("click", lambda: self.open(name)) as button
+        ):
+            button.props["aria-label"] = f"Open {name}"
+            parts.picture(address_of(name), "")
+
+    def _show_empty(self) -> None:
+        self.place.clear()
+        with self.place:
+            parts.text("p", "Drop a photo to begin, or choose one.", "empty")
+        self.update()
+
+    async def receive(self, event: events.UploadEventArguments) -> None:
+        """Keep an uploaded photo and open it."""
+        data = await event.file.read()
+        try:
+            name = await asyncio.to_thread(self.workspace.add_photo, event.file.name, data)
+        except ObjtuneError as error:
+            return parts.explain(error)
+        self.upload.reset()
+        await self.open(name)
+        return None
+
+    async def open(self, name: str) -> None:
+        """Show a photo."""
+        try:
+            shown = await asyncio.to_thread(self.workspace.open_photo, name)
+        except ObjtuneError as error:
+            return parts.explain(error)
+        self.current = self.photos.setdefault(name, hints.open_hints(shown, name))
+        self.place.clear()
+        with self.place:
+            self.canvas = Canvas(
+                self.current.size, self.point, source=address_of(name), label=f"Photo {name}: click the object"
+            )
+        self.strip.clear()
+        with self.strip:
+            for each in self.photos if len(self.photos) > 1 else ():
+                self._thumbnail(each)
+        self.redraw()
+        self.update()
+        await asyncio.to_thread(shown.prepare)
+        return None
+
+    # Hints
+
+    async def point(self, pointer: Pointer) -> None:
+        """Follow the pointer: a click is a point, a drag a box or a stroke."""
+        tool = self.tool.value
+        if pointer.kind == "down":
+            self.drag = [(pointer.x, pointer.y)]
+        elif self.drag:
+            self.drag.append((pointer.x, pointer.y))
+        if pointer.kind != "up":
+            return self.redraw()
+        drag, self.drag = self.drag, []
+        if not drag:
+            return None
+        (x0, y0), (x1, y1) = drag[0], drag[-1]
+        if tool in ("add", "erase"):
+            adds = (tool == "add") != pointer.is_second
+            await self.add(Stroke(tuple(drag), float(self.width.value), adds))
+        elif tool == "box" and min(abs(x1 - x0), abs(y1 - y0)) >= MIN_BOX:
+            await self.add(BoxHint(hint_shapes.box_of(drag)))
+        else:
+            await self.add(PointHint((x0, y0), (tool != "other") != pointer.is_second))
+        return None
+
+    async def add_typed(self) -> None:
+        """Add the point or box that is typed."""
+        try:
+            values = [float(part) for part in self.typed.value.replace(";", ",").split(",")]
+        except ValueError:
+            values = []
+        if self.current is None or len(values) not in (2, 4):
+            return parts.explain("a point is x,y and a box is x0,y0,x1,y1, in pixels of the photo")
+        scaled = [value * self.current.scale for value in values]
+        self.typed.set_value("")
+        if len(scaled) == 4:
+            await self.add(BoxHint((scaled[0], scaled[1], scaled[2], scaled[3])))
+        else:
+            await self.add(PointHint((scaled[0], scaled[1]), self.tool.value != "other"))
+        return None
+
+    async def add(self, action: PointHint | BoxHint | Stroke) -> None:
+        """Add a hint and follow it."""
+        if self.current is not None:
+            self.current.actions.append(action)
+            await self.follow(sketch=not isinstance(action, Stroke))
+
+    async def undo(self) -> None:
+        """Take the last hint back."""
+        if self.current and self.current.actions:
+            await self.follow(sketch=not isinstance(self.current.actions.pop(), Stroke))
+
+    async def clear(self) -> None:
+        """Take all hints back."""
+        if self.current:
+            self.current.actions.clear()
+            self.current.found = None
+            await self.follow(sketch=False)
+
+    async def follow(self, *, sketch: bool) -> None:
+        """Show the mask of the hints: a sketch at once, the finished outline after a pause."""
+        current = self.current
+        assert current is not None
+        self.change += 1
+        change, current.verdict = self.change, None
+        if sketch:
+            current.found = await self._call("sketch") if current.can_sketch else None
+        self.redraw()
+        self.update()
+        if current.strokes or not current.can_sketch:
+            return await self._judge_mended(current)
+        ui.timer(PAUSE_SECONDS, lambda: self._finish(current, change), once=True)
+        return None
+
+    async def _judge_mended(self, current: PhotoHints) -> None:
+        mask = current.mask()
+        if mask is not None:
+            opened = await asyncio.to_thread(self.workspace.open_photo, current.photo)
+            current.verdict = await asyncio.to_thread(
+                opened.judge, mask, current.target(self.class_word, self.object_name)
+            )
+        self.update()
+
+    async def _finish(self, current: PhotoHints, change: int) -> None:
+        """Replace a sketch by the finished mask unless another hint came since."""
+        if change != self.change:
+            return
+        finished = await self._call("segment")
+        if finished is not None and change == self.change:
+            current.found, current.verdict = finished
+            self.redraw()
+            self.update()
+
+    async def find_by_class(self) -> None:
+        """Find the object by its class word alone, or with the hints that are there."""
+        if self.current is None or not self.word.value:
+            return parts.explain("open a photo and type the class of the object")
+        self.verdict.set_text("Looking …")
+        self.search_button.disable()
+        self.change += 1
+        try:
+            await self._finish(self.current, self.change)
+        finally:
+            self.search_button.enable()
+            self.update()
+        return None
+
+    async def _call(self, what: str) -> Any:
+        """Call `sketch` or `segment` with the hints; None where it is refused, with the reason shown."""
+        current = self.current
+        assert current is not None
+        try:
+            opened = await asyncio.to_thread(self.workspace.open_photo, current.photo)
+            return await asyncio.to_thread(getattr(opened, what), current.target(self.class_word, self.object_name))
+        except ObjtuneError as error:
+            parts.explain(error)
+            return None
+
+    # What is shown
+
+    @property
+    def class_word(self) -> str:
+        return command_lines.clean_text(self.word.value or "") or "object"
+
+    @property
+    def object_name(self) -> str:
+        """The typed name, else the one that the command would make of the class."""
+        typed = command_lines.clean_text(self.name.value or "")
+        try:
+            return refs.check_name(typed) if typed else refs.make_name(self.class_word)
+        except ObjtuneError:
+            return typed or "object"
+
+    def redraw(self) -> None:
+        """Draw mask, box, points and the stroke that is being drawn."""
+        current = self.current
+        if current is None:
+            return
+        if not self.drag:  # the mask stays while a stroke is drawn
+            self.mask_shape = hint_shapes.draw_mask(current.mask())
+        preview = hint_shapes.draw_drag(self.tool.value, self.drag, float(self.width.value), current.size)
+        self.canvas.draw(self.mask_shape + hint_shapes.draw_hints(current) + preview)
+
+    def update(self) -> None:
+        """Show verdict, command and what is possible now."""
+        verdict = self.current.verdict if self.current else None
+        is_pending = self.current is not None and self.current.mask() is not None
+        self.verdict.set_text(hints.describe(verdict) if verdict else "Refining the outline …" if is_pending else "")
+        self.verdict.classes(remove="bad good", add="" if verdict is None else "bad" if verdict.problem else "good")
+        self.learn_button.set_enabled(bool(verdict and not verdict.problem))
+        self.search_button.set_enabled(self.current is not None)
+        self.update_command()
+
+    def update_command(self) -> None:
+        """Show the command line of this mask."""
+        shown = self.workspace.shorten(self.workspace.locate_photo(self.current.photo)) if self.current else "photo.jpg"
+        options: dict[str, command_lines.Value] = {
+            "--class": self.class_word,
+            "--name": command_lines.clean_text(self.name.value or ""),
+        }
+        if self.current and self.current.strokes:
+            mask = self.workspace.mask_path(self.current.photo, self.object_name)
+            options["--mask"] = self.workspace.shorten(mask)
+        elif self.current:
+            options |= self.current.options()
+        self.command.show([*command_lines.build("segment", [shown], options), *self.workspace.shared])
+
+    async def learn(self) -> None:
+        """Save the masks, and go on to the screen that learns from them."""
+        masked = [(each, mask) for each in self.photos.values() if (mask := each.mask()) is not None and each.verdict]
+        query = [("class", self.class_word), ("name", command_lines.clean_text(self.name.value or ""))]
+        for each, mask in masked:
+            path = await asyncio.to_thread(self.workspace.save_mask, each.photo, self.object_name, mask)
+            query += [("photo", each.photo), ("mask", path.name)]
+        ui.navigate.to(f"/learn?{urlencode(query)}")
+
+
+def address_of(name: str) -> str:
+    """The address of a photo."""
+    from urllib.parse import quote
+
+    return f"/files/photo/{quote(name, safe='')}"
