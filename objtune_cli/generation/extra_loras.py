@@ -155,7 +155,7 @@ def _suggest_places(ctx: StageContext, name: str) -> str:
     names_in_folder = sorted(name.stem for name in names if name.suffix == ".safetensors")
     if paths.is_hub_id(name):
         return f"`hf download {name}` brings it; or give a .safetensors file"
-    others = f"; {FOLDER}/ holds {', '.join(names_in_folder[:8])}" if names_in_folder else ""
+    others = f"; {FOLDER}/ contains {', '.join(names_in_folder[:8])}" if names_in_folder else ""
     return f"give a .safetensors file, an adapter, or the name of a file in the project's folder {FOLDER}/{others}"
 
 
@@ -226,7 +226,7 @@ def load_loras(ctx: StageContext, model: "BaseModel", loras: Iterable[ExtraLora]
     """The tensors of each LoRA, loaded once.
 
     Raises:
-        InputError: A file holds no LoRA. IncompatibleError: It is for another base, or of another kind.
+        InputError: A file contains no LoRA. IncompatibleError: It is for another base, or of another kind.
     """
     loaded: LoadedLoras = {}
     for lora in loras:
@@ -272,13 +272,13 @@ def _load_weights(ctx: StageContext, model: "BaseModel", lora: ExtraLora) -> dic
     sources = [source for source in sources if import_kinds.is_lora(source.weights)]
     if not sources:
         raise InputError(
-            f"{lora.files[0].what} holds no LoRA",
+            f"{lora.files[0].what} contains no LoRA",
             f"`objtune import {quote(str(lora.files[0].path))} --class WORD` reads an embedding",
         )
     tokens = {match[1] for source in sources for key in source.weights if (match := BUNDLED_VECTORS.fullmatch(key))}
     if tokens:
         ctx.report.note(
-            f"{sources[0].what} also holds the embedding of {', '.join(sorted(tokens))}, which acts only after `objtune import`"
+            f"{sources[0].what} also contains the embedding of {', '.join(sorted(tokens))}, which acts only after `objtune import`"
         )
     return import_.read_layers(ctx, model, sources)
 

@@ -21,7 +21,7 @@ def read_factors(source: Source, stem: str, parts: Mapping[str, Tensor], place: 
         stem: The layer's name in the file. parts: Its tensors. place, module: The layer of the base.
 
     Raises:
-        InputError: The layer is incomplete, quantised, or holds NaN or infinity. IncompatibleError: the base's layer has another size.
+        InputError: The layer is incomplete, quantised, or contains NaN or infinity. IncompatibleError: the base's layer has another size.
     """
     for part, value in parts.items():
         if part != "alpha" and value.dtype not in FLOAT_TYPES:

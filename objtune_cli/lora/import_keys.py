@@ -26,7 +26,7 @@ def read_lora(model: BaseModel, source: Source) -> dict[str, Tensor]:
 
     Raises:
         IncompatibleError: Of another kind than LoRA, or for layers that this base does not have.
-        InputError: A layer is incomplete, or holds NaN or infinity.
+        InputError: A layer is incomplete, or contains NaN or infinity.
     """
     other = import_kinds.other_kind(source.weights)
     if other:

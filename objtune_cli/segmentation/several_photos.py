@@ -60,7 +60,7 @@ def list_photos(folder: Path, note: Callable[[str], None]) -> list[Path]:
     """The photos in a folder by name, recognised by their suffixes; one note names other files. Hidden files are ignored.
 
     Raises:
-        InputError: It holds no photo.
+        InputError: It contains no photo.
     """
     try:
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -125,7 +125,7 @@ def check_finite(record: Record, arrays: Mapping[str, tuple[str, Any]]) -> None:
     bad += [name for name, value in record.metrics.items() if not header.is_json_value(value)]
     if bad:
         raise GateError(
-            f"{record.kind} {record.name} is not published: {bad[0]} holds NaN or infinite values",
+            f"{record.kind} {record.name} is not published: {bad[0]} contains NaN or infinite values",
             "`--precision fp32` computes with a wider range; at fp32 the base or the adapter is at fault",
         )
 

@@ -10,7 +10,7 @@ from objtune_cli.store.safetensors_format import TensorSpec
 
 
 def find_bad(backend: Backend, key: str, layout: Mapping[str, tuple[TensorSpec, int]]) -> str:
-    """Find a tensor that holds NaN or infinity; its name, or "".
+    """Find a tensor that contains NaN or infinity; its name, or "".
 
     Tensors are mapped to memory from a local file, because an adapter may be larger than the memory that is free.
 

@@ -92,7 +92,7 @@ def check_digest(
     """Compute the SHA-256 of a file, and check its digest, which is that of all its bytes with zeros for its own digits.
 
     Returns:
-        The second is None for a file that holds no digest (schema 1).
+        The second is None for a file that contains no digest (schema 1).
 
     Raises:
         DamagedError, ResourceError, FileNotFoundError: As `read_header`.
@@ -149,7 +149,7 @@ def read_header(
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice in the header")
+        raise ValueError("the header has a key twice")
     return result
 
 

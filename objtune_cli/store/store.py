@@ -61,7 +61,7 @@ class Store:
             accepts: Return a published version of the same work for which this is true, instead of a further one.
 
         Raises:
-            TakenError: `version` is taken. GateError: a tensor or a metric holds NaN or infinity.
+            TakenError: `version` is taken. GateError: a tensor or a metric contains NaN or infinity.
             ResourceError: The place does not take it. BusyError: others took every free version, many times.
         """
         arrays = {name: artifacts.to_array(value) for name, value in tensors.items()}
@@ -237,15 +237,15 @@ class Store:
         return None
 
     def find_bad_tensor(self, ref: Ref) -> str:
-        """Find a tensor that holds NaN or infinity, which earlier versions of objtune published; its name, or ""."""
+        """Find a tensor that contains NaN or infinity, which earlier versions of objtune published; its name, or ""."""
         return finite_tensors.find_bad(self.backend, ref.key, self._read_header(ref)[1])
 
     def require_finite(self, ref: Ref) -> None:
-        """Refuse an artifact that holds NaN or infinity, from which only black images come (DamagedError)."""
+        """Refuse an artifact that contains NaN or infinity, from which only black images come (DamagedError)."""
         bad = self.find_bad_tensor(ref)
         if bad:
             raise DamagedError(
-                f"{ref} holds NaN or infinite values, first in {bad}",
+                f"{ref} contains NaN or infinite values, first in {bad}",
                 "train it again at a lower rate, or import a file without them",
             )
 

@@ -199,7 +199,7 @@ class StageContext:
             bad = self.store.find_bad_tensor(ref)
             if not bad:
                 return ref
-            self.report.note(f"{ref} is not used again: {bad} holds NaN or infinite values")
+            self.report.note(f"{ref} is not used again: {bad} contains NaN or infinite values")
             self.reject(ref)
         return None
 

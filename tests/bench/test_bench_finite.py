@@ -85,5 +85,5 @@ def test_models_that_measure_are_finite(tmp_path: Path) -> None:
         features.load_dino(str(tmp_path))(SHOWN)
     weights["layernorm.weight"][0] = NAN
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(DamagedError, match="holds NaN or infinite values, first in layernorm.weight"):
+    with pytest.raises(DamagedError, match="contains NaN or infinite values, first in layernorm.weight"):
         features.load_dino(str(tmp_path))

@@ -82,7 +82,7 @@ def _trained_as_a_run(trainer: Any) -> None:
 
 @pytest.mark.parametrize("name", random_weights.LAYOUTS)
 def test_a_layout_is_the_real_one(name: str) -> None:
-    """Parameters as the models' cards have them; on the meta device, which holds no bytes."""
+    """Parameters as the models' cards have them; on the meta device, which contains no bytes."""
     model = random_weights.random_base_model(name, torch.device("meta"), torch.bfloat16)
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model.denoiser, *model.text_encoders, model.vae)]
     expected = {

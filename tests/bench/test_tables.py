@@ -1,4 +1,4 @@
-"""Results as rows: the scale of the truth, differences over the same objects, and what holds no results."""
+"""Results as rows: the scale of the truth, differences over the same objects, and what contains no results."""
 
 import json
 import random

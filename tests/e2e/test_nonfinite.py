@@ -136,8 +136,8 @@ def pixels(project: Path, version: int) -> np.ndarray:
         ),
         ("denoiser large in fp16", ("--precision", "fp16"), 9, ["too large for fp16", "`--precision fp32`"]),
         ("text NaN", (), 5, ["the text encoder of the base in", "final_layer_norm.weight"]),
-        ("decoder NaN", (), 5, ["the VAE decoder holds NaN", "decoder", "another `--base`"]),
-        ("decoder NaN", ("--precision", "fp16"), 5, ["the VAE decoder holds NaN"]),
+        ("decoder NaN", (), 5, ["the VAE decoder contains NaN", "decoder", "another `--base`"]),
+        ("decoder NaN", ("--precision", "fp16"), 5, ["the VAE decoder contains NaN"]),
         ("decoder large", (), 9, ["the VAE decoder gives NaN or infinite values in fp32", "another VAE"]),
         (
             "decoder large",
@@ -259,11 +259,11 @@ def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(
         patch.setattr(artifacts, "check_finite", lambda record, arrays: None)
         store.create(record, {"latents": bad})
     intact = generate(cli, base)
-    assert intact.code == 0 and "scene@2 is not used again: latents holds NaN" in intact.err and "v001" in intact.out
+    assert intact.code == 0 and "scene@2 is not used again: latents contains NaN" in intact.err and "v001" in intact.out
     assert "scene/scene@1 is up to date" in intact.err
     store.delete(Ref("scene", "scene", 1))
     again = generate(cli, base)
-    assert again.code == 0 and "scene@2 is not used again: latents holds NaN" in again.err and "v003" in again.out
+    assert again.code == 0 and "scene@2 is not used again: latents contains NaN" in again.err and "v003" in again.out
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_latents_of_an_earlier_version_that_are_not_finite_are_drawn_again(
             ["the denoiser gives NaN or infinite values in fp32 (picture 1 of 1, seed 0)", "another `--base`"],
         ),
         ("text NaN", (), 5, ["the text encoder of the base in"]),
-        ("encoder NaN", (), 5, ["the VAE encoder holds NaN"]),
+        ("encoder NaN", (), 5, ["the VAE encoder contains NaN"]),
         ("encoder large", (), 9, ["the VAE encoder gives NaN or infinite values in fp32", "another VAE"]),
     ],
 )
@@ -384,7 +384,7 @@ def test_an_adapter_that_gives_no_numbers(cli, base: Path, stored, project: Path
         assert (found.code, found.out) == (
             5,
             "",
-        ) and "adapter/rex@2 holds NaN or infinite values, first in" in found.err, found.err
+        ) and "adapter/rex@2 contains NaN or infinite values, first in" in found.err, found.err
     assert cli("export", "adapter/rex@2", "--format", "kohya", "--out", tmp_path / "out").code == 5
     stored(1e38, "lora_B.weight")
     for line in lines[:2]:

@@ -197,7 +197,7 @@ def test_what_is_not_finite_is_not_exported(tmp_path: Path, monkeypatch: pytest.
     record = Record("adapter", "rex", {"rex": "dog"}, {}, {}, {"id": "toybox", "fingerprint": "0"})
     monkeypatch.setattr(artifacts, "check_finite", lambda record, arrays: None)  # earlier versions published it
     ref = Store.at(tmp_path).create(record, {"token.rex": torch.tensor([[math.nan]])})
-    with pytest.raises(DamagedError, match="adapter/rex@1 holds NaN or infinite values, first in token.rex"):
+    with pytest.raises(DamagedError, match="adapter/rex@1 contains NaN or infinite values, first in token.rex"):
         export.run(Store.at(tmp_path), ref, "embedding", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

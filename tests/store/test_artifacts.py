@@ -236,7 +236,7 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.parametrize("metrics", [{"loss": NAN}, {"loss": INF}, {"leakage": [[0.5, NAN]]}, {"by": {"a": -INF}}])
 def test_a_metric_that_is_not_finite_is_not_published(store: Store, metrics: dict) -> None:
-    with pytest.raises(GateError, match=f"{next(iter(metrics))} holds NaN or infinite values"):
+    with pytest.raises(GateError, match=f"{next(iter(metrics))} contains NaN or infinite values"):
         store.create(replace(REX, metrics=metrics), TENSORS)
     assert files(store) == []
 
@@ -246,7 +246,7 @@ def test_a_metric_that_is_not_finite_is_not_published(store: Store, metrics: dic
 def test_a_tensor_that_is_not_finite_is_not_published(store: Store, kind: str, value: float) -> None:
     bad = torch.ones(3, 3, dtype=getattr(torch, kind))
     bad[1, 2] = value
-    with pytest.raises(GateError, match="bad holds NaN or infinite values"):
+    with pytest.raises(GateError, match="bad contains NaN or infinite values"):
         store.create(REX, {"good": torch.ones(2), "bad": bad})
     assert files(store) == []
     largest = torch.full((3,), torch.finfo(bad.dtype).max, dtype=bad.dtype)

@@ -18,7 +18,7 @@ def test_parts_on_trained_states_name_what_is_missing(
 ) -> None:
     (tmp_path / "text.safetensors").touch()
     monkeypatch.setattr(sys, "argv", ["recipe", part, "--preset", "marked", "--work", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"holds no trained vae"):
+    with pytest.raises(SystemExit, match=r"contains no trained vae"):
         command.main()
 
 

@@ -53,7 +53,7 @@ def test_nothing_is_inherited_from_nowhere() -> None:
 
 
 def test_a_folder_without_that_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds no unet weights"):
+    with pytest.raises(SystemExit, match="contains no unet weights"):
         load_start(torch.nn.Linear(2, 2), str(tmp_path), "unet")
 
 

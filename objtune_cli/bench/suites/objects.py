@@ -61,7 +61,7 @@ def run(
 
     Raises:
         IncompatibleError: The base is not of the toybox.
-        InputError: `published` holds no results.
+        InputError: `published` contains no results.
         Stopped: A signal came; finished results are kept.
     """
     dial = find_dial(ctx)

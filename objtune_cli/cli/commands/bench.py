@@ -45,7 +45,7 @@ Prompts = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", help=f"Seed of objects and prompts, {SEEDS}.", show_default=str(Bench().seed))
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Measure less: a trial in minutes.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Run a short trial: fewer objects and steps, ready in minutes.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results folder; a benchmark there is resumed.")]
 OUT = Path("bench")
 

@@ -62,7 +62,7 @@ def _run_checks(run: CommandRun, *, quick: bool, is_report: bool) -> "list[Check
     """Check and print.
 
     Args:
-        is_report: Whether the output is for the authors of objtune, and holds no private paths.
+        is_report: Whether the output is for the authors of objtune, and contains no private paths.
     """
     from objtune_cli.doctor import checks
 

@@ -63,7 +63,7 @@ def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
         needed = PARTS[1:5] if part == "publish" else PARTS[1:3]
         missing = [p for p in needed if not (work / f"{p}.safetensors").exists()]
         if missing:
-            raise SystemExit(f"error: {work} holds no trained {', '.join(missing)}")
+            raise SystemExit(f"error: {work} contains no trained {', '.join(missing)}")
         preset = replace(preset, text_steps=0, vae_steps=0, vision_steps=0, denoiser_steps=0, decoder_steps=0)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     if part in ("cutouts", "evaluator", "segmenter"):

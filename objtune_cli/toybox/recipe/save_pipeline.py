@@ -51,7 +51,7 @@ def publish(folder: Path, name: str, preset: Preset, tokenizer, clip, vae, unet,
         SystemExit: The folder has other contents.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
-        raise SystemExit(f"error: {folder} holds no base; give an empty folder")
+        raise SystemExit(f"error: {folder} contains no base; give an empty folder")
     shutil.rmtree(folder, ignore_errors=True)
     pipe = build_pipeline(tokenizer, clip, vae, unet)
     pipe.to(torch.float16).save_pretrained(folder)

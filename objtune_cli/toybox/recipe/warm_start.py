@@ -34,7 +34,7 @@ def load_start(network: Network, start: str, part: str) -> Network:
         return network
     files = sorted((Path(start) / part).glob("*.safetensors"))
     if not files:
-        raise SystemExit(f"error: {start} holds no {part} weights; give the folder of a published base")
+        raise SystemExit(f"error: {start} contains no {part} weights; give the folder of a published base")
     old = {k: v for file in files for k, v in load_file(file).items()}
     new = network.state_dict()
     levels = len({k.split(".")[2] for k in new if k.startswith("encoder.down_blocks.")})
