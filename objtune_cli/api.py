@@ -82,7 +82,7 @@ def segment(
     refine_mask: str | Path | None = None,
 ) -> StageResult:
     """The object in a photo; `box` (x0, y0, x1, y1 in px), a `mask` image or a rough one to `refine_mask` say where it is."""
-    from objtune_cli.segmentation import stage
+    from objtune_cli.segmentation import segment as stage
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow import class_words
 
@@ -100,7 +100,7 @@ def segment(
 
 def init_embedding(ctx: StageContext, mask: str | Sequence[str]) -> StageResult:
     """The initial vectors of an object's token, from its mask by ref or name; several masks are photos of one object."""
-    from objtune_cli.embedding import stage as embed
+    from objtune_cli.embedding import init_embedding as embed
 
     with _lock_project(ctx):
         masks = [ctx.store.find(text, ("mask",)) for text in ([mask] if isinstance(mask, str) else mask)]
@@ -127,7 +127,7 @@ def train(
     Raises:
         UsageError: Another number of hints than of photos.
     """
-    from objtune_cli.training import stage
+    from objtune_cli.training import train as stage
 
     photos, masks, rough = (_as_list(value) for value in (photo, mask, refine_mask))
     refs = _segment_photos(ctx.without_force(), photos, class_word, name, box, masks, rough)
@@ -228,7 +228,8 @@ def compose(
         places: Name to "left" or "0.5,0.4,0.9,0.9", or to a list of such where the prompt names it more than once.
         out, settings: As of `generate`; without a size the image has as many pixels as the objects need.
     """
-    from objtune_cli.composition import layout, stage
+    from objtune_cli.composition import compose as stage
+    from objtune_cli.composition import layout
     from objtune_cli.generation import python_arguments
 
     boxes = layout.parse_mapping(places or {})
@@ -257,7 +258,8 @@ def place(
         out, settings: As of `generate`, without a size; and `change`: how much the region changes, 0.05 to 1.
     """
     from objtune_cli.generation import python_arguments
-    from objtune_cli.placement import regions, stage
+    from objtune_cli.placement import place as stage
+    from objtune_cli.placement import regions
 
     location = stage.Location(regions.parse_box(at) if at else None, _as_path(mask), replace)
     with _lock_project(ctx):

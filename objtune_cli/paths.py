@@ -12,6 +12,7 @@ QUOTE_PAIRS = ('""', "''", "“”", "‘’", "„“", "«»")
 _PATH_LIKE = re.compile(
     r"""["'“‘„«]|~|\.{1,2}(?:[\\/]|$)|[\\/]|[A-Za-z]:[\\/]|file:|.*\\|.*\.(?:safetensors|ckpt|pth?|bin)["'”]?$""", re.I
 )
+_NEEDS_EXPANSION = re.compile("~|file:", re.I)
 _gone = False
 
 
@@ -60,7 +61,7 @@ def to_path(text: str | os.PathLike[str], folder: Path | None = None) -> Path:
     if not raw.startswith("~") and path_exists(path):
         return path
     plain = _without_quotes(raw.strip())
-    path = _join(_expand(plain), folder)
+    path = path if plain == raw and not _NEEDS_EXPANSION.match(raw) else _join(_expand(plain), folder)
     if "\\" in plain and os.sep == "/" and not path_exists(path):  # typed on Windows, or by a shell that escapes spaces
         for other in (plain.replace("\\ ", " "), plain.replace("\\", "/")):
             if path_exists(_join(_expand(other), folder)):

@@ -22,11 +22,11 @@ COLOUR = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FO
 LONG = (
     "e2e/test_cli_tiny_base.py",
     "docs/test_readme.py",
-    "training/test_many_stage.py",
+    "training/test_train_many.py",
     "composition/test_compose_stage.py",
     "segmentation/test_segment_stage.py",
     "training/test_baselines.py",
-    "training/test_multi_trainer.py",
+    "training/test_parallel_trainers.py",
     "docs/test_ci.py",
     "faults/test_training_faults.py",
     "training/test_resume.py",

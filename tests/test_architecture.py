@@ -211,9 +211,18 @@ def loaded_with(path: Path) -> set[Path]:
     return found
 
 
+STAGES = (
+    "segmentation/segment",
+    "embedding/init_embedding",
+    "training/train",
+    "training/train_many",
+    "generation/generate",
+    "composition/compose",
+    "placement/place",
+)
+
 START = sorted(
-    {*PACKAGE.glob("*.py"), *(PACKAGE / "cli").rglob("*.py"), *PACKAGE.glob("*/stage.py")}
-    - {PACKAGE / "evaluation" / "stage.py"}
+    {*PACKAGE.glob("*.py"), *(PACKAGE / "cli").rglob("*.py"), *(PACKAGE / f"{stage}.py" for stage in STAGES)}
 )
 """What a command imports before it knows what it has to do."""
 

@@ -12,14 +12,13 @@ from objtune_cli.bench import scene_training
 from objtune_cli.bench.command_runner import TrainingFailed
 from objtune_cli.bench.methods import BASELINES, OURS
 from objtune_cli.bench.scene_groups import Group
-from objtune_cli.composition import layout_from_prompt
-from objtune_cli.composition import stage as compose
+from objtune_cli.composition import compose, layout_from_prompt
 from objtune_cli.config.sections import Bench, Compose, Generate
 from objtune_cli.errors import BusyError
 from objtune_cli.evaluation import rendering, scene_scores
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.evaluation.truth_scores import Calibration
-from objtune_cli.generation import stage as generate
+from objtune_cli.generation import generate
 from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import Ref
 from objtune_cli.toybox import renderer, world

@@ -25,7 +25,7 @@ from objtune_cli.toybox import world
 from objtune_cli.toybox.evaluator import inference
 from objtune_cli.toybox.evaluator.network import Evaluator
 from objtune_cli.toybox.world import DIALS, Dial
-from objtune_cli.training import stage as train
+from objtune_cli.training import train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
 HINT_OPTIONS = {"mask": "--mask", "rough": "--refine-mask"}

@@ -230,15 +230,16 @@ class _Batch:
         published: "dict[int, StageResult | ObjtuneError]",
     ) -> "Sequence[StageResult | ObjtuneError]":
         """Train one object alone or several side by side, with the outcome of each; `published` is filled meanwhile."""
-        from objtune_cli.training import many_stage, stage
+        from objtune_cli.training import train as stage
+        from objtune_cli.training import train_many
 
         embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
         if len(jobs) == 1:
             return [stage.run(ctx, jobs[0].masks, config, embedding, prior)]
-        outcomes = many_stage.run_each(
+        outcomes = train_many.run_each(
             ctx, [job.masks for job in jobs], config, embedding, prior, on_result=published.__setitem__
         )
-        return [outcome.error if isinstance(outcome, many_stage.DivergedRun) else outcome for outcome in outcomes]
+        return [outcome.error if isinstance(outcome, train_many.DivergedRun) else outcome for outcome in outcomes]
 
     def _draw(self, job: BatchJob) -> None:
         """Draw the prompts of a job, and end it."""

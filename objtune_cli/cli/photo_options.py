@@ -95,7 +95,8 @@ PHOTO: dict[str, tuple[Any, Any]] = {
 
 def segment_photos(ctx: "StageContext", requests: list[PhotoRequest]) -> "list[Ref]":
     """Segment the objects of one photo, or one object in several photos; existing masks are reused."""
-    from objtune_cli.segmentation import several_photos, stage
+    from objtune_cli.segmentation import segment as stage
+    from objtune_cli.segmentation import several_photos
 
     paths = [each.photo if isinstance(each.photo, Path) else locate_photo(ctx, each.photo) for each in requests]
     configs = [ctx.settings.resolve(Segment, select=each.select) for each in requests]

@@ -12,7 +12,7 @@ from objtune_cli.composition.presence import PresenceCheck
 from objtune_cli.composition.region_masks import PlacedObject
 from objtune_cli.composition.scene import Scene
 from objtune_cli.config.sections import Generate, seed_after
-from objtune_cli.generation import stage as generate
+from objtune_cli.generation import generate
 from objtune_cli.generation.sampling import sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models import prompt_syntax

@@ -53,7 +53,7 @@ class Bench:
         True,
         "Use zeros of the same shape in place of matrix products in `bench memory` on a CPU: as much memory, and much faster.",
     )
-    train_photo: str = setting(
+    dreambooth_photo: str = setting(
         "",
         "Photo of each subject of `bench dreambooth` to train on, by its name with or without ending, such as 01. first: the first by name.",
         auto="first",

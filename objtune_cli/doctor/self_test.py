@@ -113,7 +113,7 @@ class SelfTest:
         return f"{sum(sizes.values()):.1f} million parameters in {number_format}"
 
     def _segment(self) -> str:
-        from objtune_cli.segmentation import stage
+        from objtune_cli.segmentation import segment as stage
 
         photo = self.photo
         target = Target(photo.class_word, "it", mask=photo.mask)
@@ -121,7 +121,7 @@ class SelfTest:
         return f"the object covers {self.mask.metrics['area']:.0%} of the photo"
 
     def _embed(self) -> str:
-        from objtune_cli.embedding import stage
+        from objtune_cli.embedding import init_embedding as stage
 
         assert self.mask is not None
         stage.run(self.ctx, [self.mask.ref], self.ctx.settings.resolve(Embed))
@@ -139,7 +139,7 @@ class SelfTest:
         )
 
     def _train(self) -> str:
-        from objtune_cli.training import stage
+        from objtune_cli.training import train as stage
 
         assert self.mask is not None
         config = self.ctx.settings.resolve(Train, max_steps=self.max_steps)
@@ -149,7 +149,7 @@ class SelfTest:
 
     def _draw(self) -> str:
         from objtune_cli.doctor.plain_diffusers import DrawingSettings
-        from objtune_cli.generation import stage
+        from objtune_cli.generation import generate as stage
 
         base = self.ctx.base
         steps = min(DRAWING_STEPS, int(base.sampling["num_inference_steps"]))

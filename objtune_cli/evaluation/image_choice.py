@@ -7,7 +7,8 @@ from pathlib import Path
 
 from objtune_cli.config.sections import Generate
 from objtune_cli.errors import UsageError
-from objtune_cli.generation import image_copies, stage
+from objtune_cli.generation import generate as stage
+from objtune_cli.generation import image_copies
 from objtune_cli.generation.variants import Axis
 from objtune_cli.store import disk_errors
 from objtune_cli.store.refs import Ref

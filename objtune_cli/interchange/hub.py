@@ -78,7 +78,7 @@ def fetch_model(repository: str, report: Reporter, stopped: Callable[[], int]) -
 
 
 def _plan_base(name: str, progress: DownloadProgress) -> DownloadPlan:
-    repository = hub_cache.hub_id(name)
+    repository = hub_cache.resolve_hub_id(name)
     revision = hub_cache.REVISIONS.get(repository, "main")
     here = hub_cache.find_snapshot(repository)
     if here is not None and _is_complete(name):

@@ -72,7 +72,9 @@ def check_weights(part: str, module: nn.Module | None, where: str = "") -> None:
             if part.startswith("VAE")
             else "download it again, or use another `--base`"
         )
-        raise DamagedError(f"the {part}{where and f' of {where}'} contains NaN or infinite values, first in {name}", hint)
+        raise DamagedError(
+            f"the {part}{where and f' of {where}'} contains NaN or infinite values, first in {name}", hint
+        )
 
 
 def describe_failure(

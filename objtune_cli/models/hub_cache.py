@@ -46,7 +46,7 @@ CACHE_ERRORS = (ValueError, OSError, RuntimeError)
 """Errors of huggingface_hub for a missing snapshot, an unreadable cache, and a user without a home folder."""
 
 
-def hub_id(name: str) -> str:
+def resolve_hub_id(name: str) -> str:
     """Return the hub repository of an alias or hub id.
 
     Raises:

@@ -15,6 +15,7 @@ _BREAK = re.compile(r"\bBREAK\b\s*")
 _NAMES = re.compile(r"<[^<>]*>")
 _EDITING = re.compile(r"\||:\s*[0-9.]+\s*$")
 """Within square brackets: alternatives, or the step at which a text changes."""
+_ANY_BRACKET = re.compile(r"[()\[\]]")
 _SQUARE = re.compile(r"\\.|\[|\]", re.S)
 _INNER = re.compile(r"\[[^\[\]]*\]")
 MAX_EDITING = 500
@@ -120,7 +121,7 @@ def find_editing(text: str) -> dict[int, int]:
 
 def find_fault(text: str, syntax: str) -> tuple[int, str]:
     """The first fault in a prompt's brackets: its position from 0, and what it is; (-1, "") for none."""
-    if syntax == PLAIN:
+    if syntax == PLAIN or not _ANY_BRACKET.search(text):
         return -1, ""
     groups = find_groups(LORA_TAG.sub(lambda match: " " * len(match[0]), text), syntax)
     faults = [(i, f"`{text[i]}` is not closed") for i in groups.unclosed]

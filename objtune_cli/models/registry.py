@@ -75,7 +75,7 @@ def _find(name: str, clip_model: str, vae: str, prediction: str) -> BaseSpec:
         return _describe_folder(path.resolve().name, path, clip_model, vae_path, prediction)
     if path.is_file():
         return _describe_file(path, clip_model, vae_path, prediction)
-    repository = hub_cache.hub_id(name)
+    repository = hub_cache.resolve_hub_id(name)
     snapshot = hub_cache.find_snapshot(repository)
     if snapshot is None:
         no_folder = f"; there is no folder {name} here" if path.parent.is_dir() and "/" in name else ""

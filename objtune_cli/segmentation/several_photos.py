@@ -7,7 +7,7 @@ from pathlib import Path
 from objtune_cli.config.sections import Segment
 from objtune_cli.errors import GateError, InputError, UsageError
 from objtune_cli.images import formats, photo
-from objtune_cli.segmentation import stage
+from objtune_cli.segmentation import segment as stage
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.workflow.context import StageContext, StageResult
 

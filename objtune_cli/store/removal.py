@@ -104,7 +104,7 @@ def find_unreferenced(store: "Store", before: float) -> list[Ref]:
     return [ref for ref in records if ref not in reachable]
 
 
-def rename(store: "Store", old: str, new: str) -> list[tuple[Ref, Ref]]:
+def rename_object(store: "Store", old: str, new: str) -> list[tuple[Ref, Ref]]:
     """Give an object another name: its masks, embeddings and adapters, in every version.
 
     Files are immutable and hold their name, so each is written again under the new one, with the same version and the

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from objtune_cli.config.sections import Embed, Prior, Train
-from objtune_cli.training.stage import fill_defaults
+from objtune_cli.training.train import fill_defaults
 from objtune_cli.workflow.context import StageContext
 
 WARMUP_STEPS, MEASURED_STEPS = 1, 2

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from objtune_cli.embedding import stage as embed
+from objtune_cli.embedding import init_embedding as embed
 from objtune_cli.errors import IncompatibleError, UsageError
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.embedding import EmbeddingArtifact, mask_inputs

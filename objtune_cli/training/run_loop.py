@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.runtime.distributed import ProcessGroup
     from objtune_cli.training.self_evaluation import SelfEvaluation
-    from objtune_cli.training.stage import TrainingPlan
+    from objtune_cli.training.train import TrainingPlan
     from objtune_cli.training.trainer import Trainer
 
 LOGGED_VALUES = ("learning_rate", "embedding_lr", "gradient_norm")
@@ -91,10 +91,10 @@ class TrainingLoop:
     def _step(self) -> None:
         """One step of each run; a run that diverges leaves the loop."""
         from objtune_cli.runtime import memory
-        from objtune_cli.training import multi_trainer
+        from objtune_cli.training import parallel_trainers
 
         start_time = time.monotonic()
-        errors = multi_trainer.train_step([run.trainer for run in self.active])
+        errors = parallel_trainers.train_step([run.trainer for run in self.active])
         seconds = (time.monotonic() - start_time) / len(self.active)
         self.failed += [(run, errors[run.trainer]) for run in self.active if run.trainer in errors]
         self.active = [run for run in self.active if run.trainer not in errors]

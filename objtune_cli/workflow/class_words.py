@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import re
 import shlex
 import unicodedata
@@ -26,6 +27,7 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u206
 """Invisible characters from copied text: soft hyphens, direction marks, byte order marks. Joiners stay, because words and emoji need them."""
 
 
+@functools.lru_cache(maxsize=4096)
 def clean_class_word(text: str) -> str:
     """Remove article or possessive, quotes, closing punctuation and extra white space from a class word; case stays.
 

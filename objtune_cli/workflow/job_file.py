@@ -1,6 +1,7 @@
 """The jobs file of `run`: many objects, each a `train` and the prompts that are drawn with it."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -259,14 +260,18 @@ def _resolve_value(text: str, owners: set[str], kind: str, folder: Path) -> str:
 def _resolve_setting(text: str, folder: Path) -> str:
     """A setting `section.key=value`, its value a path from the folder where the setting is one."""
     key, equals, value = text.partition("=")
-    section, _, name = renamed_settings.present_key(key.strip()).rpartition(".")
-    kinds = (
-        {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common) if section else Common)}
-        if section in (*SECTIONS, "")
-        else {}
-    )
-    kind = kinds.get(name, "")
+    kind = _path_kind(key.strip())
     return f"{key}{equals}{paths.CONVERTERS[kind](value.strip(), folder)}" if kind and equals else text
+
+
+@functools.cache
+def _path_kind(key: str) -> str:
+    """The kind of path that a setting takes, a key of `paths.CONVERTERS`; "" if it takes none, or there is no such setting."""
+    section, _, name = renamed_settings.present_key(key).rpartition(".")
+    if section not in (*SECTIONS, ""):
+        return ""
+    kinds = {f.name: f.metadata["path"] for f in fields(SECTIONS.get(section, Common))}
+    return str(kinds.get(name, ""))
 
 
 def _command_options(job: dict[str, Any], options: dict[str, str]) -> list[str]:

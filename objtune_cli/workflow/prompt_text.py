@@ -96,8 +96,10 @@ def read_names(text: str, is_trained: Callable[[str], bool]) -> tuple[str, list[
         typed, parts = match[0], _INSIDE.fullmatch(unicodedata.normalize("NFKC", match["inside"]).strip())
         if parts is None:
             return typed
-        names = [parts["name"].strip().lower(), make_object_name(parts["name"])]
-        name = next((n for n in names if n and is_trained(n)), names[0] if len(match["open"]) > 1 else "")
+        name = plain = parts["name"].strip().lower()
+        if not is_trained(name):
+            name = make_object_name(parts["name"])
+            name = name if name and is_trained(name) else plain if len(match["open"]) > 1 else ""
         reference = f"<{name}{parts['rest'].replace(' ', '')}>"
         if not name or reference == typed:
             return typed

@@ -124,9 +124,8 @@ def test_perfect_readings_hit_everything() -> None:
 def test_each_mistake_misses_its_own_measure() -> None:
     scene = next(s for s in base_model.sample_scenes(MEDIUM, 9, 0) if len(s.objects) == 1)
     instance, pose = scene.objects[0]
-    wrong = {"class": "kind", "colour": "colour", "second": "second", "pattern": "pattern", "accessory": "accessory"}
-    for measure, field in wrong.items():
-        other = next(w for w in WORDS[measure] if w != getattr(instance, field))
+    for measure, (head, field) in base_model.ATTRIBUTES.items():
+        other = next(w for w in WORDS[head] if w != getattr(instance, field))
         seen = replace(_perfect(scene), detections=[_thing(replace(instance, **{field: other}), pose.x)])
         assert [k for k, v in base_model.score_readings([seen], [scene]).items() if v == [0.0]] == [measure]
     elsewhere = replace(_perfect(scene), background=_perfect(replace(scene, background=next(b for b in BACKGROUNDS if b != scene.background))).background)  # fmt: skip

@@ -195,7 +195,7 @@ ADDED_SINCE = {"sample_every"}
 @pytest.mark.parametrize("name", UNDER_FORMER_NAMES)
 def test_renaming_settings_and_neutral_values_changed_no_method(name: str) -> None:
     from objtune_cli.bench.suites.scenes import JOINT_METHODS
-    from objtune_cli.training.stage import fill_defaults
+    from objtune_cli.training.train import fill_defaults
 
     method = JOINT_METHODS[name.removeprefix("scenes ")] if name.startswith("scenes ") else METHODS[name]
     own = registry.resolve("toybox").training

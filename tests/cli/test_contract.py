@@ -329,7 +329,7 @@ def test_a_bug_is_1_with_a_traceback(cli: Cli, toy: Path, monkeypatch: pytest.Mo
     def broken(*_args: object) -> None:
         raise ZeroDivisionError("oh\x1b[31m")
 
-    monkeypatch.setattr("objtune_cli.segmentation.stage.run", broken)
+    monkeypatch.setattr("objtune_cli.segmentation.segment.run", broken)
     done = cli("segment", toy, "--class", "dog")
     assert done.code == 1
     assert "Traceback" in done.err

@@ -116,7 +116,7 @@ def test_what_is_no_data_set_is_3(cli: Cli, photos: Path, tmp_path: Path) -> Non
     }.items():
         done = cli("bench", "dreambooth", folder)
         assert (done.code, done.out) == (3, "") and words in done.err and not Path("bench").exists()
-    assert cli("bench", "dreambooth", photos, "--set", "bench.train_photo=09").code == 3
+    assert cli("bench", "dreambooth", photos, "--set", "bench.dreambooth_photo=09").code == 3
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,11 @@ def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, 
     assert cli(*command).code == 0
     whole = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     Path("artifacts/adapter/dog/v001.safetensors").unlink()
-    from objtune_cli.training import multi_trainer
+    from objtune_cli.training import parallel_trainers
 
-    train_step, asked = multi_trainer.train_step, []
+    train_step, asked = parallel_trainers.train_step, []
     with monkeypatch.context() as patch:
-        patch.setattr(multi_trainer, "train_step", lambda trainers: (train_step(trainers), asked.append(1))[0])
+        patch.setattr(parallel_trainers, "train_step", lambda trainers: (train_step(trainers), asked.append(1))[0])
         patch.setattr(StopFlag, "stop_signal", lambda self: 15 if len(asked) == 2 else 0)
         assert cli(*command).code == 143
     resumed = cli(*command)

@@ -149,13 +149,13 @@ def test_steps_may_be_left_to_the_run(objtune, dog_photo, monkeypatch):
 
 
 def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monkeypatch):
-    from objtune_cli.training import multi_trainer
+    from objtune_cli.training import parallel_trainers
 
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     shutil.rmtree("artifacts/adapter")
 
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def interrupted(trainers):
         import signal
@@ -165,13 +165,13 @@ def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monk
             signal.raise_signal(signal.SIGTERM)
         return failed
 
-    monkeypatch.setattr(multi_trainer, "train_step", interrupted)
+    monkeypatch.setattr(parallel_trainers, "train_step", interrupted)
     stopped = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     assert stopped.code == 143 and stopped.out == ""
     assert "error: stopped at step 2 of 4, state saved" in stopped.err
     assert not Path("artifacts/adapter").exists() and len(list(Path(".objtune/state").rglob("*.safetensors"))) == 1
 
-    monkeypatch.setattr(multi_trainer, "train_step", whole)
+    monkeypatch.setattr(parallel_trainers, "train_step", whole)
     resumed = objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     assert resumed.code == 0 and "resumes at step 2 of 4" in resumed.err
     assert Path("artifacts/adapter/dog/v001.safetensors").read_bytes() == unbroken
@@ -180,18 +180,18 @@ def test_interrupted_training_goes_on_to_the_same_bytes(objtune, dog_photo, monk
 
 def test_resuming_without_the_optimizer_state_would_be_noticed(objtune, dog_photo, monkeypatch):
     """The negative control of the test above: what it compares does depend on the saved state."""
-    from objtune_cli.training import multi_trainer
+    from objtune_cli.training import parallel_trainers
 
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview")
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def forgetful(trainers):
         if trainers[0].step == 2:
             trainers[0].optimizer.state.clear()
         return whole(trainers)
 
-    monkeypatch.setattr(multi_trainer, "train_step", forgetful)
+    monkeypatch.setattr(parallel_trainers, "train_step", forgetful)
     objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview", "--force")
     v2 = Store.at(Path()).read(refs.Ref("adapter", "dog", 2))[1]
     v1 = Store.at(Path()).read(refs.Ref("adapter", "dog", 1))[1]
@@ -463,7 +463,7 @@ def test_force_makes_the_asked_for_artifact_again_and_no_other(objtune, dog_phot
 
 
 def test_the_same_run_twice_at_once_is_refused(objtune, dog_photo, monkeypatch):
-    from objtune_cli.training import multi_trainer
+    from objtune_cli.training import parallel_trainers
 
     seen = []
 
@@ -474,7 +474,7 @@ def test_the_same_run_twice_at_once_is_refused(objtune, dog_photo, monkeypatch):
             seen.append(objtune("train", "dog", *FAST, "--no-preview"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(multi_trainer, "train_step", busy)
+    monkeypatch.setattr(parallel_trainers, "train_step", busy)
     assert objtune("train", dog_photo, "--class", "dog", *FAST, "--no-preview").code == 130
     assert [r.code for r in seen[1:]] == [8, 8] and "another process" in seen[1].err
     monkeypatch.undo()

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objtune_cli.errors import InputError
-from objtune_cli.evaluation import benchmark_objects, clip_dino, rendering, truth_scores
-from objtune_cli.evaluation import stage as evaluate
-from objtune_cli.evaluation.stage import TrainedSubject
+from objtune_cli.evaluation import benchmark_objects, clip_dino, evaluate, rendering, truth_scores
+from objtune_cli.evaluation.evaluate import TrainedSubject
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.embedding import mask_role
 from objtune_cli.store.refs import Ref

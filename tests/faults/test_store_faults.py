@@ -161,7 +161,7 @@ WORK: dict[str, Callable[[Path], Any]] = {
     ),
     "rm": lambda store: removal.remove(store, [r for r in store.list() if r.kind == "adapter"]),
     "gc": lambda store: removal.remove(store, removal.find_unreferenced(store, 4e9)),
-    "mv": lambda store: removal.rename(store, "rex", "max") if store.list_names("mask").count("rex") else None,
+    "mv": lambda store: removal.rename_object(store, "rex", "max") if store.list_names("mask").count("rex") else None,
 }
 
 

@@ -305,9 +305,9 @@ def test_exit_codes_and_what_to_give_instead(cli: Callable, project: Path, copy:
 )
 def test_other_spellings_of_a_base_are_answered_with_its_name(name: str, meant: str) -> None:
     with pytest.raises(UsageError, match="there is no base") as caught:
-        hub_cache.hub_id(name)
+        hub_cache.resolve_hub_id(name)
     assert caught.value.hint.startswith(f"did you mean `--base {meant}`? " if meant else "known: ")
-    assert not meant or hub_cache.hub_id(meant)
+    assert not meant or hub_cache.resolve_hub_id(meant)
 
 
 def test_libraries_print_nothing_about_a_base(project: Path, copy: Callable[..., Path]) -> None:

@@ -93,7 +93,7 @@ def test_the_whole_store_works_on_it(backend: Backend) -> None:
     assert [path.read_bytes() for path in store.list_images(mask)] == [b"picture"]
     with pytest.raises(UsageError, match="embedding/rex@1 was made from mask/rex@1"):
         store.delete(mask)
-    assert removal.rename(store, "rex", "max")[0] == (mask, Ref("mask", "max", 1))
+    assert removal.rename_object(store, "rex", "max")[0] == (mask, Ref("mask", "max", 1))
     assert store.resolve(mask) == Ref("mask", "max", 1) and list(store.list_names("mask")) == ["max"]
     assert [path.read_bytes() for path in store.list_images(Ref("mask", "max", 1))] == [b"picture"]
     store.delete(Ref("mask", "max", 2))

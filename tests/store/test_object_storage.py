@@ -294,7 +294,7 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trained with an interruption, drawn, listed; the same bytes as in a folder; no credential anywhere."""
-    from objtune_cli.training import multi_trainer
+    from objtune_cli.training import parallel_trainers
 
     write_settings(base, max_steps=4)
     settings = Path("objtune.toml").read_bytes()
@@ -303,7 +303,7 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
     draw = ("generate", "a photo of <dog>", "-n", 1)
     assert cli(*train).code == 0 and cli(*draw).code == 0
     monkeypatch.setenv("OBJTUNE_PROJECT", address)
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def interrupted(trainers: Any) -> Any:
         failed = whole(trainers)
@@ -311,7 +311,7 @@ def test_whole_commands_in_a_bucket_and_a_copy_of_it_is_a_project(
             signal.raise_signal(signal.SIGTERM)
         return failed
 
-    monkeypatch.setattr(multi_trainer, "train_step", interrupted)
+    monkeypatch.setattr(parallel_trainers, "train_step", interrupted)
     said = [cli(*train, "--events", "events.ndjson")]
     assert said[0].code == 143, said[0].err
     said += [cli(*train, "--verbose"), cli(*draw, "--json"), cli("list"), cli("show", "adapter/dog"), cli("verify")]
@@ -362,7 +362,7 @@ def test_t7_a_process_that_wakes_after_another_one(
     say: Say,
 ) -> None:
     """In a bucket, without locks: a process stops within a step; the same command runs elsewhere; the first one wakes."""
-    from objtune_cli.training import multi_trainer, run_loop
+    from objtune_cli.training import parallel_trainers, run_loop
 
     write_settings(base, max_steps=6)
     command = ("train", dog_photo, "--class", "dog", *UNSCORED)
@@ -371,7 +371,7 @@ def test_t7_a_process_that_wakes_after_another_one(
     open_remote(address).create("objtune.toml", [Path("objtune.toml").read_bytes()])
     monkeypatch.setenv("OBJTUNE_PROJECT", address)
     monkeypatch.setattr(run_loop, "SAVE_INTERVAL", 0)
-    whole, inner = multi_trainer.train_step, list[Any]()
+    whole, inner = parallel_trainers.train_step, list[Any]()
 
     def step(trainers: Any) -> Any:
         failed = whole(trainers)
@@ -382,12 +382,12 @@ def test_t7_a_process_that_wakes_after_another_one(
             signal.raise_signal(signal.SIGTERM)
         return failed
 
-    monkeypatch.setattr(multi_trainer, "train_step", step)
+    monkeypatch.setattr(parallel_trainers, "train_step", step)
     outer = cli(*command)
     if other == "goes on":
         assert inner[0].code == 143 and outer.code == 8, (inner, outer)
         assert "another process went on with exactly this training" in outer.err
-        monkeypatch.setattr(multi_trainer, "train_step", whole)
+        monkeypatch.setattr(parallel_trainers, "train_step", whole)
         again = cli(*command)
         assert again.code == 0 and "resumes at step 5 of 6" in again.err
     else:

@@ -187,7 +187,7 @@ def test_a_renamed_object_is_what_would_have_been_made_under_that_name(
 ) -> None:
     other = Store.at(tmp_path / "other")
     made(other, "adapter", "max", made(other, "embedding", "max", made(other, "mask", "max")))
-    moved = removal.rename(store, "rex", "max")
+    moved = removal.rename_object(store, "rex", "max")
     assert [f"{a} {b}" for a, b in moved] == [f"{kind}/rex@1 {kind}/max@1" for kind in ("mask", "embedding", "adapter")]
     for kind in ("mask", "embedding", "adapter"):
         ref = Ref(kind, "max", 1)
@@ -196,8 +196,8 @@ def test_a_renamed_object_is_what_would_have_been_made_under_that_name(
 
 
 def test_old_refs_lead_to_the_renamed_object(store: Store, line: list[Ref]) -> None:
-    removal.rename(store, "rex", "max")
-    removal.rename(store, "max", "bob")
+    removal.rename_object(store, "rex", "max")
+    removal.rename_object(store, "max", "bob")
     scene = store.read_record(line[3])
     assert scene.inputs["adapter.rex"]["ref"] == "adapter/rex@1"
     assert store.resolve(refs.parse("adapter/rex@1")) == Ref("adapter", "bob", 1)
@@ -222,8 +222,8 @@ def test_a_rename_that_was_cut_short_is_finished_by_the_same_again(
         with monkeypatch.context() as patch:
             patch.setattr(removal, "replace_by_tombstone", killed)
             with pytest.raises(KeyboardInterrupt, match="^$"):
-                removal.rename(store, "rex", "max")
-    removal.rename(store, "rex", "max")
+                removal.rename_object(store, "rex", "max")
+    removal.rename_object(store, "rex", "max")
     assert [str(ref) for ref in store.list()] == [
         "mask/max@1",
         "embedding/max@1",
@@ -238,7 +238,7 @@ def test_a_name_that_is_taken_stays_with_its_owner(store: Store, line: list[Ref]
     made(store, "embedding", "max")
     before = everything(store)
     with pytest.raises(UsageError, match="the name max is taken: embedding/max@1"):
-        removal.rename(store, "rex", "max")
+        removal.rename_object(store, "rex", "max")
     assert {k: v for k, v in everything(store).items() if k in before} == before
 
 
@@ -246,7 +246,7 @@ def test_an_object_that_was_learned_with_another_keeps_its_name(store: Store, li
     made(store, "adapter", "rex-cup", line[1])
     before = everything(store)
     with pytest.raises(UsageError, match="adapter/rex-cup@1 was made from embedding/rex@1"):
-        removal.rename(store, "rex", "max")
+        removal.rename_object(store, "rex", "max")
     assert everything(store) == before
 
 

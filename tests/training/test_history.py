@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from objtune_cli.config.sections import Train
-from objtune_cli.training import multi_trainer, progress_samples
+from objtune_cli.training import parallel_trainers, progress_samples
 from objtune_cli.training.history import TrainingHistory
 from tests.support.json_schema import check
 from tests.support.quick_runs import write_settings
@@ -80,7 +80,7 @@ def test_curves_and_samples_survive_an_interruption(
     unbroken, strip, whole = curves(), (FOLDER / "samples.png").read_bytes(), adapter()
     shutil.rmtree("artifacts/adapter")
 
-    take_step = multi_trainer.train_step
+    take_step = parallel_trainers.train_step
 
     def stop_after_three(trainers: Any) -> Any:
         if trainers[0].step == 3:
@@ -90,9 +90,9 @@ def test_curves_and_samples_survive_an_interruption(
     from objtune_cli.training import run_loop
 
     monkeypatch.setattr(run_loop, "SAVE_INTERVAL", -1.0)
-    monkeypatch.setattr(multi_trainer, "train_step", stop_after_three)
+    monkeypatch.setattr(parallel_trainers, "train_step", stop_after_three)
     assert train("--sample-every", 1).code == 130
-    monkeypatch.setattr(multi_trainer, "train_step", take_step)
+    monkeypatch.setattr(parallel_trainers, "train_step", take_step)
     resumed = train("--sample-every", 1)
     assert "resumes at step 3 of 4" in resumed.err
     document = curves()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from objtune_cli.training import multi_trainer
+from objtune_cli.training import parallel_trainers
 from tests.support.json_schema import check
 from tests.support.quick_runs import UNSCORED, write_settings
 
@@ -43,7 +43,7 @@ def hearing():
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something before a step of training is reported."""
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def when(wanted, action):
         def interrupted(trainers):
@@ -52,10 +52,10 @@ def at_step(monkeypatch):
                 action()
             return failed
 
-        monkeypatch.setattr(multi_trainer, "train_step", interrupted)
+        monkeypatch.setattr(parallel_trainers, "train_step", interrupted)
 
     yield when
-    monkeypatch.setattr(multi_trainer, "train_step", whole)
+    monkeypatch.setattr(parallel_trainers, "train_step", whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

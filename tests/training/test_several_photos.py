@@ -20,10 +20,10 @@ from objtune_cli.models.base_model import BaseModel
 from objtune_cli.numerics.augmentation import PhotoLayers, views, views_of_photos
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.store.store import Store
-from objtune_cli.training import multi_trainer, preview, self_evaluation
+from objtune_cli.training import parallel_trainers, preview, self_evaluation
 from objtune_cli.training.batches import VALIDATION_SAMPLES, BatchSampler
-from objtune_cli.training.stage import group_photos
 from objtune_cli.training.subjects import Subject, SubjectPhoto, encode_views
+from objtune_cli.training.train import group_photos
 from tests.support import tiny_sd1
 from tests.support.quick_runs import FAST_SETTINGS, NO_GATE_SETTINGS, UNSCORED, write_settings
 from tests.support.training import CONFIG
@@ -202,7 +202,7 @@ def test_a_stopped_run_of_two_photos_goes_on_to_the_same_bytes(
     assert train(*line).code == 0
     unbroken = Path("artifacts/adapter/dog/v001.safetensors").read_bytes()
     shutil.rmtree("artifacts/adapter")
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def stopping(trainers: Any) -> Any:
         failed = whole(trainers)
@@ -211,10 +211,10 @@ def test_a_stopped_run_of_two_photos_goes_on_to_the_same_bytes(
         return failed
 
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    monkeypatch.setattr(multi_trainer, "train_step", stopping)
+    monkeypatch.setattr(parallel_trainers, "train_step", stopping)
     stopped = train(*line)
     fewer = train(photos[0], "--class dog")
-    monkeypatch.setattr(multi_trainer, "train_step", whole)
+    monkeypatch.setattr(parallel_trainers, "train_step", whole)
     signal.signal(signal.SIGTERM, handler)
     assert fewer.code == 143 and "the photo, mask, embedding or prior differs" in fewer.err
     assert stopped.code == 143 and not Path("artifacts/adapter").exists()

@@ -28,8 +28,14 @@ SHARD_SIZE = 64
 """Samples per file."""
 THUMB = 32
 """Side at which images are compared with training images, px."""
-ATTRIBUTES = {"class": "kind", "colour": "colour", "second": "second", "pattern": "pattern", "accessory": "accessory"}
-"""Measure to the instance's field."""
+ATTRIBUTES = {
+    "class": ("class", "kind"),
+    "colour": ("colour", "colour"),
+    "second_colour": ("second", "second"),
+    "pattern": ("pattern", "pattern"),
+    "accessory": ("accessory", "accessory"),
+}
+"""Measure to the evaluator's head and the instance's field."""
 
 
 def run(ctx: StageContext, out: Path, dial: Dial, config: Bench) -> list[dict[str, Any]]:
@@ -164,8 +170,8 @@ def score_readings(readings: list[SceneReading], scenes: list[Scene]) -> dict[st
                 float(len(things) == 2 and all(_matches(t, i) for t, (i, _) in zip(things, scene.objects, strict=True)))
             )
             continue
-        for name, field in ATTRIBUTES.items():
-            scores[name].append(float(r.main.label(name) == getattr(scene.objects[0][0], field)))
+        for name, (head, field) in ATTRIBUTES.items():
+            scores[name].append(float(r.main.label(head) == getattr(scene.objects[0][0], field)))
     return scores
 
 

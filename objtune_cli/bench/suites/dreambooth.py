@@ -23,7 +23,7 @@ from objtune_cli.evaluation import clip_dino, features, rendering, statistics
 from objtune_cli.evaluation.clip_dino import MetricModels
 from objtune_cli.images import grids, photo, png
 from objtune_cli.renamed_settings import former
-from objtune_cli.segmentation import stage as segment
+from objtune_cli.segmentation import segment
 from objtune_cli.segmentation.from_hints import Target
 from objtune_cli.store import atomic_files
 from objtune_cli.store.kinds.mask import MaskArtifact

@@ -14,7 +14,7 @@ from objtune_cli.errors import UsageError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import random_weights, registry
 from objtune_cli.models.prompts import SCENES
-from objtune_cli.training import stage as train
+from objtune_cli.training import train
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:

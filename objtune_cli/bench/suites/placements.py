@@ -15,7 +15,7 @@ from objtune_cli.evaluation import benchmark_objects, rendering, statistics
 from objtune_cli.evaluation.benchmark_objects import Case
 from objtune_cli.evaluation.truth_scores import MIN_IDENTITY, Calibration
 from objtune_cli.images import png
-from objtune_cli.placement import stage as place
+from objtune_cli.placement import place
 from objtune_cli.placement.crops import Crop, CroppedRegion, resize
 from objtune_cli.placement.regions import Region, from_box
 from objtune_cli.store import atomic_files

@@ -24,7 +24,7 @@ from objtune_cli.store import atomic_files
 from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox.evaluator import inference
-from objtune_cli.training import stage as train
+from objtune_cli.training import train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
 __all__ = ["DEFAULT_GROUPS", "DEFAULT_METHODS", "JOINT_METHODS", "METHODS", "run"]

@@ -18,7 +18,7 @@ from objtune_cli.config.sections import Bench, Embed, Train
 from objtune_cli.errors import ObjtuneError
 from objtune_cli.evaluation import statistics
 from objtune_cli.models import registry
-from objtune_cli.training import stage as train
+from objtune_cli.training import train
 from objtune_cli.workflow.context import StageContext
 
 if TYPE_CHECKING:

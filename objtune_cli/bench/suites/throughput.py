@@ -21,7 +21,7 @@ from objtune_cli.store.project import find_project
 from objtune_cli.store.refs import parse
 from objtune_cli.store.safetensors_format import canonical_json
 from objtune_cli.toybox.evaluator import inference
-from objtune_cli.training import stage as train
+from objtune_cli.training import train
 from objtune_cli.workflow.context import StageContext, tool_versions
 
 FORMAT = 1

@@ -212,7 +212,7 @@ def dreambooth(
     if objects or config.num_objects != Bench().num_objects:
         count = config.num_objects
     live_classes = tuple(word.strip() for word in config.live_classes.split(","))
-    subjects = dreambooth_dataset.read_subjects(folder, count, config.train_photo, live_classes)
+    subjects = dreambooth_dataset.read_subjects(folder, count, config.dreambooth_photo, live_classes)
     from objtune_cli.bench.suites import dreambooth as suite
 
     return print_rows(run, suite.run(_work_in(ctx, out), out, subjects, selected_methods, config), [out / "sheet.png"])

@@ -34,8 +34,8 @@ def compose(
     out: Out = None,
     **sampling: Any,
 ) -> CommandResult:
+    from objtune_cli.composition import compose as stage
     from objtune_cli.composition import layout as places
-    from objtune_cli.composition import stage
 
     boxes = (places.read_file(layout) if layout else {}) | places.parse_places(place or [])
     check_copies(sampling, out)

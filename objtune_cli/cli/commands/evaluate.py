@@ -12,7 +12,7 @@ from objtune_cli.cli.stdin import read_refs
 from objtune_cli.config.sections import SEEDS, Bench
 
 if TYPE_CHECKING:
-    from objtune_cli.evaluation.stage import TrainedSubject
+    from objtune_cli.evaluation.evaluate import TrainedSubject
     from objtune_cli.workflow.context import StageContext
 
 
@@ -56,7 +56,8 @@ def evaluate(
     ] = None,
 ) -> CommandResult:
     from objtune_cli.bench.suites.objects import find_dial
-    from objtune_cli.evaluation import stage, statistics
+    from objtune_cli.evaluation import evaluate as stage
+    from objtune_cli.evaluation import statistics
 
     require(n >= 1, f"-n is {n}", "1 or more")
     ctx, config = resolve_bench_settings(run, seed=seed)
@@ -86,7 +87,8 @@ def evaluate(
 def _papers(
     ctx: "StageContext", subject: "TrainedSubject", clip: str, dino: str, scene: list[str] | None, n: int
 ) -> dict[str, float]:
-    from objtune_cli.evaluation import features, stage
+    from objtune_cli.evaluation import evaluate as stage
+    from objtune_cli.evaluation import features
 
     judges = features.load_clip(clip or features.CLIP), features.load_dino(dino)
     return stage.score_with_clip_dino(ctx, subject, scene or list(stage.SCENES), n, *judges)

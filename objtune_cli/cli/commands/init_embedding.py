@@ -27,7 +27,7 @@ def init_embedding(
         bool, typer.Option("--together", help="Treat all masks as photos of one object and make one embedding.")
     ] = False,
 ) -> CommandResult:
-    from objtune_cli.embedding import stage
+    from objtune_cli.embedding import init_embedding as stage
 
     texts = read_refs(ref)
     ctx = run.context(create=False)

@@ -23,7 +23,7 @@ def mv(
     )
     project = run.project()
     with project.lock(exclusive=True):
-        moved = removal.rename(project.store, refs.check_name(old), refs.check_name(new))
+        moved = removal.rename_object(project.store, refs.check_name(old), refs.check_name(new))
     if not run.options["json"]:
         console.print_lines([target for _, target in moved])
     return CommandResult(printed="nothing", extra={"moved": [{"from": str(a), "to": str(b)} for a, b in moved]})

@@ -49,7 +49,8 @@ def place(
     out: Out = None,
     **sampling: Any,
 ) -> CommandResult:
-    from objtune_cli.placement import regions, stage
+    from objtune_cli.placement import place as stage
+    from objtune_cli.placement import regions
 
     location = stage.Location(regions.parse_box(at) if at else None, mask, replace or "")
     check_copies(sampling, out)

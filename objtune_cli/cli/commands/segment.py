@@ -19,7 +19,7 @@ def segment(
     sam_checkpoint: SamFile = None,
     **objects: Any,
 ) -> CommandResult:
-    from objtune_cli.segmentation import stage
+    from objtune_cli.segmentation import segment as stage
 
     targets = parse_targets(objects)
     ctx = run.context()

@@ -151,14 +151,15 @@ def _train(
     ctx: "StageContext", requests: list[list[PhotoRequest]], sources: list[str], config: Train, preview: bool
 ) -> "list[StageResult]":
     """Run the stages of `train`, from photos or from refs."""
-    from objtune_cli.training import many_stage, stage
+    from objtune_cli.training import train as stage
+    from objtune_cli.training import train_many
 
     stage.require_trainable_base(ctx)
     embedding, prior = ctx.settings.resolve(Embed), ctx.settings.resolve(Prior)
     with ctx.main_process_first():
         masks = ctx.run_parallel([partial(segment_photos, ctx, each) for each in requests])
     if len(masks) > 1:
-        return many_stage.run(ctx, masks, config, embedding, prior, preview=preview)
+        return train_many.run(ctx, masks, config, embedding, prior, preview=preview)
     inputs = masks[0] if masks else [_find_trainable(ctx.store, text) for text in sources]
     return [stage.run(ctx, inputs, config, embedding, prior, preview=preview)]
 

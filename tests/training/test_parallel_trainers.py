@@ -12,7 +12,7 @@ from objtune_cli.lora import layers
 from objtune_cli.models import loading, memory_savings
 from objtune_cli.models.base_model import BaseModel
 from objtune_cli.runtime import cpu
-from objtune_cli.training import multi_trainer
+from objtune_cli.training import parallel_trainers
 from objtune_cli.training.trainer import Trainer
 from tests.support import tiny_families
 from tests.support.training import CONFIG, red_square
@@ -78,7 +78,7 @@ def test_recomputed_activations_change_no_bit(open_base, name: str) -> None:
         memory_savings.reduce_memory(model, checkpointing=again, quantised="none")
         company = _company(model, ["rex", "cup"], CASES[name])
         for _ in range(3):
-            assert multi_trainer.train_step(company) == {}
+            assert parallel_trainers.train_step(company) == {}
         return [_learned(t) for t in company]
 
     for plain, again in zip(run(False), run(True), strict=True):
@@ -90,7 +90,7 @@ def _check(open_base: Callable[[], BaseModel], config: Train) -> None:
     company = _company(open_base(), names, config)
     starts = [_learned(t) for t in company]
     for _ in range(config.max_steps):
-        assert multi_trainer.train_step(company) == {}
+        assert parallel_trainers.train_step(company) == {}
     for each, start, t in zip(names, starts, company, strict=True):
         alone = _trainer(open_base(), each, config)
         for _ in range(config.max_steps):
@@ -110,12 +110,12 @@ def test_those_on_another_stack_step_at_the_same_time_with_the_same_result(open_
     lanes = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     apart = [_company(open_base(), ["rex", "cup"], CONFIG), _company(open_base(), ["tom"], CONFIG)]
     for _ in range(3):
-        assert multi_trainer.train_step([*lanes[0], *lanes[1]]) == {}
+        assert parallel_trainers.train_step([*lanes[0], *lanes[1]]) == {}
         for each in apart:
-            multi_trainer.train_step(each)
+            parallel_trainers.train_step(each)
     for mine, theirs in zip([*lanes[0], *lanes[1]], [*apart[0], *apart[1]], strict=True):
         kept = _learned(theirs)
         assert all(torch.equal(value, kept[name]) for name, value in _learned(mine).items())
     with torch.no_grad():
         lanes[0][0].lora[0].fill_(float("nan"))
-    assert list(multi_trainer.train_step([*lanes[0], *lanes[1]])) == [lanes[0][0]] and lanes[1][0].step == 4
+    assert list(parallel_trainers.train_step([*lanes[0], *lanes[1]])) == [lanes[0][0]] and lanes[1][0].step == 4

@@ -20,7 +20,7 @@ from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.project import Project
 from objtune_cli.store.refs import parse
 from objtune_cli.store.store import Store
-from objtune_cli.training import multi_trainer, unfinished_runs
+from objtune_cli.training import parallel_trainers, unfinished_runs
 from objtune_cli.workflow.context import StageContext
 from tests.support.quick_runs import UNSCORED, write_settings
 
@@ -60,7 +60,7 @@ def lanes(request, monkeypatch):
 @pytest.fixture
 def at_step(monkeypatch):
     """Do something after a step of all, before it is reported."""
-    whole = multi_trainer.train_step
+    whole = parallel_trainers.train_step
 
     def when(wanted, action):
         def interrupted(trainers):
@@ -69,10 +69,10 @@ def at_step(monkeypatch):
                 return action(trainers) or failed
             return failed
 
-        monkeypatch.setattr(multi_trainer, "train_step", interrupted)
+        monkeypatch.setattr(parallel_trainers, "train_step", interrupted)
 
     yield when
-    monkeypatch.setattr(multi_trainer, "train_step", whole)
+    monkeypatch.setattr(parallel_trainers, "train_step", whole)
 
 
 def weights(name, version=1):
@@ -176,8 +176,8 @@ def test_room_for_all_states_is_held_from_before_the_first_step(train, at_step, 
         published.append(len(list(Path("artifacts/adapter").glob("*/v*.safetensors"))))
 
     at_step(5, lambda _: signal.raise_signal(signal.SIGTERM))
-    whole = multi_trainer.train_step
-    monkeypatch.setattr(multi_trainer, "train_step", lambda trainers: (look(trainers), whole(trainers))[1])
+    whole = parallel_trainers.train_step
+    monkeypatch.setattr(parallel_trainers, "train_step", lambda trainers: (look(trainers), whole(trainers))[1])
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stopped = train()
     signal.signal(signal.SIGTERM, handler)
@@ -269,7 +269,7 @@ def test_scores_and_sheets_of_each(cli, photos):
 
 def test_each_object_of_a_photo_has_the_steps_of_one():
     from objtune_cli.config.sections import Train
-    from objtune_cli.training.stage import fill_defaults
+    from objtune_cli.training.train import fill_defaults
 
     own = {"max_steps": 350}
     assert [fill_defaults(Train(), own, n).max_steps for n in (1, 2, 3)] == [350, 700, 1050]

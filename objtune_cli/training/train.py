@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.config.sections import MAX_RATE, Embed, Prior, Train, identifying
-from objtune_cli.embedding import stage as embed
+from objtune_cli.embedding import init_embedding as embed
 from objtune_cli.errors import IncompatibleError, InputError, NonFiniteError, UsageError
 from objtune_cli.models import registry
 from objtune_cli.store.artifacts import Record

@@ -15,11 +15,10 @@ from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
-from objtune_cli.training import load_subjects, unfinished_runs
-from objtune_cli.training import stage as train
+from objtune_cli.training import load_subjects, train, unfinished_runs
 from objtune_cli.training.publish import build_self_evaluation, publish
 from objtune_cli.training.run_loop import TrainingLoop, TrainingRun, checkpoint_key, describe_environment, run_key
-from objtune_cli.training.stage import TrainingPlan
+from objtune_cli.training.train import TrainingPlan
 from objtune_cli.workflow import class_words
 from objtune_cli.workflow.context import StageContext, StageResult
 

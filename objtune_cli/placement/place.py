@@ -10,8 +10,7 @@ from objtune_cli.composition import layout_from_prompt, presence_report
 from objtune_cli.composition.layout import Box
 from objtune_cli.config.sections import Generate, Place, Segment, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import defaults, extra_loras, image_copies, scene_plan
-from objtune_cli.generation import stage as generate
+from objtune_cli.generation import defaults, extra_loras, generate, image_copies, scene_plan
 from objtune_cli.images import photo
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.mask import MaskArtifact
@@ -150,7 +149,7 @@ def _find_region(
 
 def _segment(ctx: StageContext, into: Path, word: str) -> StageResult:
     """Segment what is replaced."""
-    from objtune_cli.segmentation import stage as segment
+    from objtune_cli.segmentation import segment
     from objtune_cli.segmentation.from_hints import Target
     from objtune_cli.workflow import class_words
 

@@ -10,8 +10,7 @@ from objtune_cli.composition.layout import Box, Layout
 from objtune_cli.composition.scene import Scene
 from objtune_cli.config.sections import Compose, Generate, identifying
 from objtune_cli.errors import InputError
-from objtune_cli.generation import defaults, extra_loras, image_copies, scene_plan
-from objtune_cli.generation import stage as generate
+from objtune_cli.generation import defaults, extra_loras, generate, image_copies, scene_plan
 from objtune_cli.images import png
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.kinds.scene import REFINED
