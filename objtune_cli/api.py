@@ -87,13 +87,7 @@ def segment(
     from objtune_cli.workflow import class_words
 
     ((word, called),) = class_words.pair_with_names([class_word], [name] if name else [])
-    target = Target(
-        word,
-        called,
-        box,
-        mask=to_path(mask) if mask else None,
-        rough_mask=to_path(refine_mask) if refine_mask else None,
-    )
+    target = Target(word, called, box, mask=_as_path(mask), rough_mask=_as_path(refine_mask))
     with _lock_project(ctx):
         return stage.run(ctx, to_path(photo), [target], ctx.settings.resolve(Segment))[0]
 
@@ -232,9 +226,9 @@ def compose(
     from objtune_cli.composition import layout
     from objtune_cli.generation import python_arguments
 
-    boxes = layout.parse_mapping(places or {})
     with _lock_project(ctx):
         config = python_arguments.resolve(ctx, {"num_images": n, "seed": seed} | settings)
+        boxes = layout.parse_mapping(places or {})
         return stage.run(ctx, prompt, boxes, config, ctx.settings.resolve(Compose), _as_path(out))[0]
 
 
@@ -261,8 +255,8 @@ def place(
     from objtune_cli.placement import place as stage
     from objtune_cli.placement import regions
 
-    location = stage.Location(regions.parse_box(at) if at else None, _as_path(mask), replace)
     with _lock_project(ctx):
+        location = stage.Location(regions.parse_box(at) if at else None, _as_path(mask), replace)
         options = ctx.settings.resolve(Place, change=settings.pop("change", None))
         config = python_arguments.resolve(ctx, {"num_images": n, "seed": seed} | settings)
         return stage.run(ctx, prompt, to_path(into), location, config, options, _as_path(out))[0]

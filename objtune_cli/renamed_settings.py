@@ -114,7 +114,6 @@ RENAMED: dict[str, Renamed] = {
     "bench.side": Renamed("bench.resolution"),
     "bench.products": Renamed("bench.skip_matmuls", {"zeros": True, "multiplied": False}),
     "bench.photo": Renamed("bench.dreambooth_photo"),
-    "bench.train_photo": Renamed("bench.dreambooth_photo"),
     "bench.live": Renamed("bench.live_classes"),
     "bench.seeds": Renamed("bench.images_per_prompt"),
     "bench.clip": Renamed("bench.clip_model"),
