@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from objtune_cli.config.sections import Segment
 from objtune_cli.images import photo
 from objtune_cli.models import registry
-from objtune_cli.segmentation import from_class_word, quality_gate, segmenters, stage
+from objtune_cli.segmentation import from_class_word, quality_gate, segmenters
+from objtune_cli.segmentation import segment as stage
 from objtune_cli.segmentation.from_hints import (
     MASK_ADVICE,
     PhotoSegmenter,

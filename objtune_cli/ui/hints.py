@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from objtune_cli.segmentation.from_hints import Target
-from objtune_cli.segmentation.stage import MaskVerdict
+from objtune_cli.segmentation.segment import MaskVerdict
 
 if TYPE_CHECKING:
     import numpy as np
