@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NOT_SHOWN = ("learning_rate", "embedding_lr", "gradient_norm", "memory_mb")
-"""Values of steps that are for metric loggers alone."""
-LOGGED_STAGES = ("scores",)
+"""Values of steps that are for metric loggers alone, as are those of one of several objects in training, `dog/loss`."""
+LOGGED_STAGES = ("scores", "seconds")
 """Stages that are for metric loggers alone: a note says the same."""
 PLAIN_EVERY = 0.05
 """Off a terminal, at most one progress line for each such share of the work."""
@@ -67,7 +67,7 @@ class ConsoleProgress:
         text = "  ".join(
             f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
             for name, value in values.items()
-            if name not in NOT_SHOWN
+            if name not in NOT_SHOWN and not (stage == "train" and "/" in name)
         )
         if self.terminal:
             self._bar.update(self._task, completed=done, total=total, values=text)

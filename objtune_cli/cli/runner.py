@@ -21,6 +21,7 @@ from objtune_cli.cli.option_groups import KEY, GroupedCommand
 from objtune_cli.cli.progress import ConsoleProgress
 from objtune_cli.cli.signals import StopFlag
 from objtune_cli.errors import UsageError
+from objtune_cli.workflow.metric_loggers import MetricLoggers
 from objtune_cli.workflow.reporting import CommandReporter
 from objtune_cli.workflow.trackers import open_loggers
 
@@ -210,8 +211,8 @@ def _run(
     notes: Sequence[str] = (),
 ) -> int:
     """Run one command and print its result; returns its exit code if it ends without an error."""
-    loggers = open_loggers(common, name)
     is_follower = environment.is_follower(name)
+    loggers = MetricLoggers() if is_follower else open_loggers(common, name)
     progress = ConsoleProgress(quiet=common["quiet"] or is_follower)
     run = CommandRun(name, common, progress, CommandReporter(progress, loggers), StopFlag(), groups)
     for note in notes:

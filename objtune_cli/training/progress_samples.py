@@ -84,7 +84,8 @@ def draw(ctx: StageContext, run: "TrainingRun") -> None:
     rgb = sampling.to_uint8(images.cpu()).numpy()
     run.history.samples[trainer.step] = np.stack([_shrink(picture) for picture in rgb])
     run.history.scores[trainer.step] = {name: round(value, 4) for name, value in scores.items()}
-    ctx.report.step("samples", trainer.step, trainer.total, **run.history.scores[trainer.step])
+    shown = {f"{run.log_prefix}{name}": value for name, value in run.history.scores[trainer.step].items()}
+    ctx.report.step("samples", trainer.step, trainer.total, **shown)
     ctx.report.image("samples", trainer.step, run.plan.record.name, draw_strip(run.history.samples, {}))
 
 

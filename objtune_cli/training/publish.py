@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.training.self_evaluation import SelfEvaluation
     from objtune_cli.training.subjects import Subject
-    from objtune_cli.training.trainer import Trainer
 
 WARN_COPY, WARN_DRIFT, WARN_IDENTITY, WARN_PROMPT = 0.4, 0.25, 0.4, 0.7
 """Scores that the user is warned of: copy and drift above, identity and prompt below."""
@@ -45,9 +45,12 @@ def publish(ctx: StageContext, run: TrainingRun) -> StageResult:
         raise trainer.describe_failure("a weight is not finite")
     if run.judge is not None:
         layers.set_active(trainer.model, [trainer.name] if trainer.lora else [])
-        metrics |= _self_evaluate(ctx, trainer, run.judge)
+        start_time = time.monotonic()
+        metrics |= _self_evaluate(ctx, run, run.judge)
+        run.history.record_seconds("scores", time.monotonic() - start_time)
     ref = ctx.publish(replace(run.plan.record, metrics=metrics, tools=ctx.tools(trainer.model)), tensors)
     _write_history(ctx, run, ref)
+    _report_seconds(ctx, run)
     return StageResult(ref, False, [], metrics)
 
 
@@ -59,6 +62,17 @@ def _write_history(ctx: StageContext, run: TrainingRun, ref: Ref) -> None:
     if run.history.samples:
         strip = progress_samples.draw_strip(run.history.samples, run.history.scores)
         ctx.store.write_image(ref, progress_samples.STRIP, png.encode_png(strip))
+
+
+def _report_seconds(ctx: StageContext, run: TrainingRun) -> None:
+    """Report where the time of a run went."""
+    seconds = run.history.seconds
+    ctx.report.step(
+        "seconds", run.trainer.step, run.trainer.total, **{f"{run.log_prefix}{k}": v for k, v in seconds.items()}
+    )
+    spent = ", ".join(f"{activity} {value:.1f} s" for activity, value in seconds.items())
+    if spent:
+        ctx.report.note(f"{run.log_prefix.replace('/', ': ')}time: {spent}")
 
 
 def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list["Subject"]) -> "SelfEvaluation | None":
@@ -79,8 +93,9 @@ def build_self_evaluation(ctx: StageContext, model: "BaseModel", subjects: list[
     )
 
 
-def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation") -> dict[str, float]:
+def _self_evaluate(ctx: StageContext, run: TrainingRun, judge: "SelfEvaluation") -> dict[str, float]:
     """The scores of the run's own images, with advice in words where one is bad; empty if an image is not finite."""
+    trainer = run.trainer
     names = list(trainer.tokens.trainable)
     prefix = f"{' '.join(names)}: " if trainer.shares_model else ""
 
@@ -101,7 +116,8 @@ def _self_evaluate(ctx: StageContext, trainer: "Trainer", judge: "SelfEvaluation
     if not all(math.isfinite(v) for v in scores.values()):
         note("no scores: they are not finite")
         return {}
-    ctx.report.step("scores", trainer.step, trainer.total, **scores)
+    logged = {f"{run.log_prefix}{name}": value for name, value in scores.items()}
+    ctx.report.step("scores", trainer.step, trainer.total, **logged)
     note(
         "  ".join(f"{name} {scores[name]:.2f}" for name in ("identity", "prompt", "drift", "copy"))
         + f"  ({trainer.step} steps)"

@@ -38,6 +38,11 @@ class TrainingRun:
     judge: "SelfEvaluation | None"
     history: TrainingHistory = field(default_factory=TrainingHistory)
 
+    @property
+    def log_prefix(self) -> str:
+        """What stands before the names of its scores in metric loggers: empty for a run alone, else the object and `/`."""
+        return f"{self.plan.record.name}/" if self.trainer.shares_model else ""
+
     def restore(self, tensors: "Mapping[str, Tensor]") -> None:
         """Continue from a checkpoint."""
         self.trainer.restore(tensors)
@@ -103,12 +108,12 @@ class TrainingLoop:
         trainers = [run.trainer for run in self.active]
         step, total = trainers[0].step, max(t.total for t in trainers)
         loss = sum(t.running_loss for t in trainers) / len(trainers)
-        details: dict[str, Any] = {"objects": len(trainers)}
-        if not self.shared:
-            rates = {name: trainers[0].measured[name] for name in LOGGED_VALUES}
-            memory_mb = round(memory.peak_mb(trainers[0].model.device.type))
-            details = trainers[0].running_losses | rates | {"memory_mb": memory_mb}
-        self.ctx.report.step("train", step, total, loss=loss, **details)
+        memory_mb = round(memory.peak_mb(trainers[0].model.device.type))
+        details: dict[str, Any] = {"objects": len(trainers)} if self.shared else _logged_values(trainers[0])
+        for run in self.active if self.shared else ():
+            values = {"loss": run.trainer.running_loss, **_logged_values(run.trainer)}
+            details |= {f"{run.plan.record.name}/{name}": value for name, value in values.items()}
+        self.ctx.report.step("train", step, total, loss=loss, **details, memory_mb=memory_mb)
         for run in self.active:
             self._record(run, seconds)
         group = trainers[0].model.process_group
@@ -164,6 +169,11 @@ class TrainingLoop:
     def reserve_disk(self, *, resumed: bool) -> None:
         """Reserve space for the files to come; a checkpoint is replaced by a second file beside it."""
         self.reservation.reserve(self.checkpoint_bytes() * (1 if resumed else 2))
+
+
+def _logged_values(trainer: "Trainer") -> dict[str, float]:
+    """Running means of the loss terms of a run, and its rates and gradient norm at this step."""
+    return trainer.running_losses | {name: trainer.measured[name] for name in LOGGED_VALUES}
 
 
 def is_main_process(group: "ProcessGroup | None") -> bool:

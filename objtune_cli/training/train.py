@@ -16,7 +16,7 @@ from objtune_cli.store.kinds.adapter import EMBEDDING_ROLE, PRIOR_ROLE
 from objtune_cli.store.kinds.prior import PriorArtifact
 from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
-from objtune_cli.training import load_subjects, unfinished_runs
+from objtune_cli.training import hyperparameters, load_subjects, unfinished_runs
 from objtune_cli.training import preview as preview_stage
 from objtune_cli.training.publish import build_self_evaluation, publish
 from objtune_cli.training.run_loop import (
@@ -54,6 +54,7 @@ def run(
         Stopped: A signal came; the state is saved.
     """
     config = validate_config(ctx, config, len(group_photos(sources)))
+    ctx.report.hyperparameters(hyperparameters.describe(ctx, [sources], config, embedding, prior))
     plan = make_plan(ctx, sources, config, embedding, prior)
     result = ctx.find_existing(plan.record, computed=True)
     if result is None and is_main_process(ctx.team()):

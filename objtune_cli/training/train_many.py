@@ -15,7 +15,7 @@ from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.store.disk_reservation import DiskReservation
 from objtune_cli.store.refs import Ref
 from objtune_cli.training import class_prior_stage as prior_stage
-from objtune_cli.training import load_subjects, train, unfinished_runs
+from objtune_cli.training import hyperparameters, load_subjects, train, unfinished_runs
 from objtune_cli.training.publish import build_self_evaluation, publish
 from objtune_cli.training.run_loop import TrainingLoop, TrainingRun, checkpoint_key, describe_environment, run_key
 from objtune_cli.training.train import TrainingPlan
@@ -78,6 +78,7 @@ def run_each(
             "several photos are trained together only in a single process",
             "give each photo a command of its own under several processes",
         )
+    ctx.report.hyperparameters(hyperparameters.describe(ctx, sources, configs[0], embedding, prior))
     plans = _make_plans(ctx, sources, configs, embedding, prior)
     names = [name for plan in plans for name in plan.record.objects]
     if len(set(names)) < len(names):

@@ -13,6 +13,9 @@ from objtune_cli.errors import ResourceError
 if TYPE_CHECKING:
     import numpy as np
 
+Hyperparameter = bool | int | float | str
+"""The value of a setting, as experiment trackers take it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -26,6 +29,9 @@ class Step:
 
 class MetricLogger(Protocol):
     """A destination of metrics. It is open from its creation until `close`, and a failed write does not stop the command."""
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """Log the settings of the command by name, such as `{"train.rank": 8}`; before its first step."""
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         """Log the metrics of a step, such as `{"loss": 0.12}`."""
@@ -45,6 +51,10 @@ class MetricLoggers:
 
     def __init__(self, loggers: Iterable[MetricLogger] = ()) -> None:
         self.loggers = tuple(loggers)
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        for each in self.loggers:
+            each.hyperparameters(values)
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         for each in self.loggers:
@@ -83,6 +93,9 @@ class JsonLinesLogger:
             os.set_blocking(handle, True)  # opening a pipe without a reader must not wait
         self._handle: int | None = handle
         self.write("start", command=command)
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """The records of artifacts have the settings."""
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         eta = None if step.seconds_left is None else round(step.seconds_left, 1)
@@ -137,6 +150,9 @@ class LiveImagesLogger:
             raise ResourceError(
                 f"images cannot be written to {folder}: {error.strerror}", "give `--live` a folder"
             ) from None
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """A folder of images holds no settings."""
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         """A folder of images holds no numbers."""

@@ -2,11 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from objtune_cli.workflow.metric_loggers import MetricLogger, Step
+from objtune_cli.workflow.metric_loggers import Hyperparameter, MetricLogger, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,9 @@ class Reporter(Protocol):
 
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         """Report a step of long work and its metrics."""
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """Report the settings of the command by name, before its first step."""
 
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         """Report an image, (height, width, 3), uint8."""
@@ -59,6 +62,10 @@ class CommandReporter:
             left = self.progress.step(stage, done, total, **values)
             self.loggers.log(Step(stage, done, total, left), values)
 
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        with self._lock:
+            self.loggers.hyperparameters(values)
+
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         with self._lock:
             self.loggers.image(Step(stage, step, step), name, rgb)
@@ -81,6 +88,9 @@ class NotesOnce:
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         self.report.step(stage, done, total, **values)
 
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        self.report.hyperparameters(values)
+
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         self.report.image(stage, step, name, rgb)
 
@@ -96,6 +106,9 @@ class LogReporter:
 
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         self.on_step(stage, done, total)
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """The caller of a function knows its arguments."""
 
     def image(self, stage: str, step: int, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         """Images are in the results of the functions, so a log needs none."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.errors import ResourceError, UsageError
-from objtune_cli.workflow.metric_loggers import LOGGERS, MetricLogger, MetricLoggers, Step
+from objtune_cli.workflow.metric_loggers import LOGGERS, Hyperparameter, MetricLogger, MetricLoggers, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ class TensorBoardLogger:
         tensorboard = _import("tensorboard.summary.writer.event_file_writer", "tensorboard")
         self._proto = _import("tensorboard.compat.proto", "tensorboard", "summary_pb2", "event_pb2")
         path = Path(folder) if folder else Path(RUNS) / _run_name(command)
+        self._trial = path.name
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._writer = tensorboard.EventFileWriter(str(path))
@@ -40,6 +41,12 @@ class TensorBoardLogger:
             raise ResourceError(
                 f"TensorBoard's files cannot be written to {path}: {error.strerror}", "`--log tensorboard=FOLDER`"
             ) from None
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """Write what the HParams tab shows."""
+        with contextlib.suppress(ResourceError):  # a TensorBoard without the plugin
+            plugin = _import("tensorboard.plugins.hparams.summary_v2", "tensorboard")
+            self._write(plugin.hparams_pb(dict(values), trial_id=self._trial), 0)
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         summary = self._proto.summary_pb2.Summary()
@@ -80,6 +87,7 @@ class RunLogger:
             ResourceError: The library is not installed, or refuses to start.
         """
         self._library = _import(library, library)
+        self._stages: set[str] = set()
         try:
             with contextlib.redirect_stdout(sys.stderr):  # stdout has results alone
                 self._run = self._library.init(
@@ -90,6 +98,15 @@ class RunLogger:
             raise ResourceError(
                 f"{library} cannot start: {reason}", "see its documentation; W&B works offline with WANDB_MODE=offline"
             ) from None
+
+    def hyperparameters(self, values: Mapping[str, Hyperparameter]) -> None:
+        """Fill the run's config, with a table for each section of settings."""
+        config: dict[str, Any] = {}
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            (config.setdefault(section, {}) if section else config)[name] = value
+        with contextlib.suppress(Exception):
+            self._run.config.update(config)
 
     def log(self, step: Step, values: Mapping[str, float]) -> None:
         self._log({f"{step.stage}/{name}": value for name, value in values.items()}, step)
@@ -106,7 +123,15 @@ class RunLogger:
 
     def _log(self, values: Mapping[str, Any], step: Step) -> None:
         with contextlib.suppress(Exception):  # a lost connection does not stop the command
+            if step.stage not in self._stages:
+                self._stages.add(step.stage)
+                self._use_own_axis(step.stage)
             self._run.log({**values, f"{step.stage}/step": step.number})
+
+    def _use_own_axis(self, stage: str) -> None:
+        """Let the charts of a stage count its own steps, where the library can."""
+        if hasattr(self._run, "define_metric"):
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
 
 TRACKERS: dict[str, Callable[[str, str], MetricLogger]] = {

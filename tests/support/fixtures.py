@@ -187,6 +187,9 @@ class Notes:
     def step(self, stage: str, done: int, total: int, **values: float) -> None:
         pass
 
+    def hyperparameters(self, values: dict[str, Any]) -> None:
+        pass
+
 
 @pytest.fixture(scope="session")
 def world_base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,9 @@ class RecordingLogger:
         self.path, self.seen = path, [("open", command)]
         path.mkdir()
 
+    def hyperparameters(self, values):
+        self.seen.append(("hyperparameters", dict(values)))
+
     def log(self, step, values):
         self.seen += [(f"{step.stage}/{name}", step.number, value) for name, value in values.items()]
 
@@ -47,12 +50,14 @@ def test_every_logger_gets_steps_notes_and_images(tmp_path):
     lines = JsonLinesLogger(tmp_path / "events", "train")
     report = CommandReporter(SilentProgress(), MetricLoggers([recording, lines]))
     report.note("begins")
+    report.hyperparameters({"train.rank": 8})
     report.step("train", 3, 4, loss=0.5)
     report.image("preview", 5, "dog", np.zeros((2, 3, 3), np.uint8))
     report.loggers.close(130)
     assert recording.seen == [
         ("open", "train"),
         ("text", "begins"),
+        ("hyperparameters", {"train.rank": 8}),
         ("train/loss", 3, 0.5),
         ("preview/dog", 5, (2, 3, 3)),
         ("close", 130),
@@ -124,3 +129,10 @@ def test_live_images_are_the_newest_of_each_stage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="images cannot be written to"):
         metric_loggers.LOGGERS["live"].open(tmp_path / "file" / "live", "train")
+
+
+def test_one_of_several_processes_logs(cli, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli("train", "dog.jpg", "--steps", "many", "--events", "events", "--log", "tensorboard").code == 2
+    assert not Path("events").exists() and not Path("runs").exists()

@@ -1,12 +1,15 @@
 """Experiment trackers: what TensorBoard's own reader finds, and what is said where a package is missing."""
 
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from objtune_cli.workflow.metric_loggers import Step
 from objtune_cli.workflow.trackers import open_loggers
@@ -15,6 +18,7 @@ from tests.support.quick_runs import write_settings
 
 def test_tensorboard_reads_scalars_and_images(tmp_path: Path) -> None:
     loggers = open_loggers({"log": [f"tensorboard={tmp_path}"]}, "train")
+    loggers.hyperparameters({"base": "sd15", "train.rank": 8, "train.train_embedding": True})
     for number in (1, 2):
         loggers.log(Step("train", number, 2), {"loss": number / 4, "gradient_norm": 2})
     rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -27,6 +31,47 @@ def test_tensorboard_reads_scalars_and_images(tmp_path: Path) -> None:
     assert events.Tags()["scalars"] == ["train/loss", "train/gradient_norm"]
     (image,) = events.Images("samples/dog")
     assert (image.step, image.width, image.height) == (2, 6, 4)
+    assert read_hyperparameters(events) == {"base": "sd15", "train.rank": 8, "train.train_embedding": True}
+
+
+def read_hyperparameters(events: EventAccumulator) -> dict[str, Any]:
+    """The settings as TensorBoard's own HParams tab reads them."""
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    values = metadata.parse_session_start_info_plugin_data(content).hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+class FakeRun:
+    """A run with the methods that W&B and Trackio share."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.logged: list[dict[str, Any]] = []
+        self.axes: list[tuple[str, str]] = []
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.axes.append((name, step_metric))
+
+
+def test_a_run_has_sections_of_settings_and_an_axis_for_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, calls = FakeRun(), []
+    library = ModuleType("wandb")
+    library.init = lambda **options: calls.append(options) or run
+    library.finish = lambda exit_code: calls.append(exit_code)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    loggers = open_loggers({"log": ["wandb=shop"]}, "train")
+    loggers.hyperparameters({"base": "sd15", "train.rank": 8, "init-embedding.steps": 3})
+    for number in (1, 2):
+        loggers.log(Step("train", number, 2), {"loss": 0.5})
+    loggers.log(Step("scores", 2, 2), {"identity": 0.9})
+    loggers.close(130)
+    assert run.config == {"base": "sd15", "train": {"rank": 8}, "init-embedding": {"steps": 3}}
+    assert run.axes == [("train/*", "train/step"), ("scores/*", "scores/step")]
+    assert run.logged[-1] == {"scores/identity": 0.9, "scores/step": 2}
+    assert calls[0]["project"] == "shop" and calls[0]["name"].startswith("train-") and calls[1] == 130
 
 
 @pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
@@ -35,12 +80,17 @@ def test_train_logs_losses_rates_scores_and_samples(cli: Any, base: Path, dog_ph
     line = ("train", dog_photo, "--class", "dog", "--no-preview", "--sample-every", 2)
     done = cli(*line, "--log", "tensorboard", "--events", "events.ndjson")
     assert (done.code, done.out) == (0, "adapter/dog@1\n"), done.err
-    assert "gradient_norm" not in done.err and "scores" not in done.err
+    assert "gradient_norm" not in done.err and "scores/" not in done.err
+    assert re.search(r"^time: train \d+\.\d s, samples \d+\.\d s, save \d+\.\d s, scores \d+\.\d s$", done.err, re.M)
     (folder,) = Path("runs").iterdir()
     events = EventAccumulator(str(folder))
     events.Reload()
     wanted = {"train/loss", "train/object", "train/learning_rate", "train/gradient_norm", "train/memory_mb"}
     assert wanted | {"samples/identity", "scores/identity", "scores/prompt"} <= set(events.Tags()["scalars"])
+    assert {"seconds/train", "seconds/samples", "seconds/scores"} <= set(events.Tags()["scalars"])
+    settings = read_hyperparameters(events)
+    assert settings["objects"] == "dog" and settings["train.max_steps"] == 2 and settings["init-embedding.steps"] >= 0
+    assert isinstance(settings["train.learning_rate"], float)  # the base's own, in place of auto
     assert events.Tags()["images"] == ["samples/dog"]
     assert events.Scalars("scores/identity")[0].step == 2
 
