@@ -1,6 +1,7 @@
 """Placeholder tokens: new words with token vectors of their own, next to the frozen token table."""
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class Placeholders:
         own_rows = nn.functional.pad(own_rows, (0, 0, 0, len(ids) + len(t5_rows) - len(own_rows)))
         is_placeholder = torch.stack([self.token_positions(ids, name) for name in classes]).any(0)
         is_placeholder = torch.cat([is_placeholder, is_placeholder.new_zeros(len(t5_rows))])
-        plain_rows = rows[[*_counterparts(ids.tolist(), class_ids.tolist()), *t5_rows]]
+        plain_rows = rows[[*_counterparts(tuple(ids.tolist()), tuple(class_ids.tolist())), *t5_rows]]
         return replace(plain, sequence=torch.where(is_placeholder[:, None], own_rows, plain_rows)[None])
 
     def count_leading_tokens(self, prompts: Sequence[str]) -> int:
@@ -147,12 +148,13 @@ def _fill_gap(tokenizer: Any, table: ExtendedEmbedding) -> None:
         tokenizer.add_tokens([f"<|unused:{i}|>" for i in range(missing)], special_tokens=True)
 
 
-def _counterparts(ids: list[int], others: list[int]) -> list[int]:
+@functools.lru_cache(maxsize=64)  # every step of a run compares the same few prompts, of up to 512 tokens
+def _counterparts(ids: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
     """For each token of one sequence the position of the same token in the other, or its last position."""
     positions = [len(others) - 1] * len(ids)
     for block in difflib.SequenceMatcher(None, ids, others, autojunk=False).get_matching_blocks():
         positions[block.a : block.a + block.size] = range(block.b, block.b + block.size)
-    return positions
+    return tuple(positions)
 
 
 def class_token_embeddings(model: BaseModel, word: str) -> Tensor:
