@@ -18,14 +18,14 @@ NOT_RANDOM = f"{SEEDS}; seeds are never random, so that the same command gives t
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOOLS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 
-BASE_KEYS = {"base.vae": "vae", "base.prediction_type": "prediction_type", "base.prediction": "prediction", "base.clip_model": "clip_model",
+BASE_KEYS = {"base.vae": "vae", "base.parts": "base_parts", "base.prediction_type": "prediction_type", "base.prediction": "prediction", "base.clip_model": "clip_model",
              "base.tower": "tower", "base.strict": "strict_base"}  # fmt: skip
 """Other names under which `--set` accepts settings of the base."""
 
 SAME_NAME = {key for key, renamed in renamed_settings.RENAMED.items() if renamed.key == key}
 """Settings of which only values were renamed."""
 
-MAX_LIST_LENGTH = 160
+MAX_LIST_LENGTH = 180
 """Maximum length of a list of known keys in a hint; for longer lists the hint names similar keys."""
 MAX_SIMILAR = 4
 """Maximum number of similar keys in the hint for an unknown key."""

@@ -42,6 +42,12 @@ class Common:
         auto="auto",
         path="model",
     )
+    base_parts: str = setting(
+        "",
+        "Model with the parts that a file of a denoiser alone lacks: a diffusers folder, an alias or a hub id. auto: `klein` for FLUX.2.",
+        auto="auto",
+        path="model",
+    )
     prediction_type: Literal["", "epsilon", "v_prediction", "v", "sample"] = setting(
         "",
         "What the base's denoiser predicts, where its scheduler config is missing or wrong. auto: as the config says.",

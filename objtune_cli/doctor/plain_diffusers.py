@@ -1,14 +1,14 @@
 """Load an exported object in diffusers alone, as other programs do, and draw the image that `generate` drew."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli.interchange.export import DIFFUSERS_FILE
 from objtune_cli.lora import file_names
 from objtune_cli.models.base_spec import BaseSpec
-from objtune_cli.models.families import SD1, SD2, SD3, SD35, bundled_tokenizers
+from objtune_cli.models.families import FAMILIES, SD1, SD2, SD3, SD35, bundled_tokenizers, denoiser_file
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.numerics.ddpm import seeded
 
@@ -45,8 +45,12 @@ def open_pipeline(base: BaseSpec, device: "torch.device", dtype: "torch.dtype") 
     kind: Any = getattr(diffusers, family.pipeline)
     if not issubclass(kind, TextualInversionLoaderMixin):
         kind = type("Pipeline", (TextualInversionLoaderMixin, kind), {})
-    options = {"torch_dtype": dtype, **_replacements(base, dtype)}
-    if base.weights is None:
+    file = denoiser_file.read(base.weights, FAMILIES) if base.weights else None
+    options = {"torch_dtype": dtype, **_replacements(replace(base, weights=None) if file else base, dtype)}
+    if file is not None:
+        options[family.denoiser] = denoiser_file.load(file, base.folder).to(dtype)
+        pipe = kind.from_pretrained(base.folder, use_safetensors=True, local_files_only=True, **options)
+    elif base.weights is None:
         variant = folders.find_weights(base.folder, family.denoiser).variant or None
         pipe = kind.from_pretrained(
             base.folder, variant=variant, use_safetensors=True, local_files_only=True, **options

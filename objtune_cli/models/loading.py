@@ -12,7 +12,14 @@ from safetensors import SafetensorError
 from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.models import families, finite_checks
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families import component_loading, model_kind, schedulers, single_file, single_file_loading
+from objtune_cli.models.families import (
+    component_loading,
+    denoiser_file,
+    model_kind,
+    schedulers,
+    single_file,
+    single_file_loading,
+)
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.inpainting_inputs import InpaintingInputs
 from objtune_cli.runtime import cpu
@@ -73,20 +80,22 @@ def _load_components(
     if device.type == "cpu":
         cpu.tune_malloc()
     overrides: Mapping[str, Any] = {"prediction_type": prediction} if prediction else {}
+    denoiser = denoiser_file.read(weights, families.FAMILIES) if weights else None
+    file, weights = weights, None if denoiser else weights
     if weights:
         overrides = single_file.describe(weights, prediction).schedule
     family = _detect_family(folder)
     if not weights:
-        folders.check_folder(family, folder, vae)
+        folders.check_folder(family, folder, vae, has_denoiser=denoiser is None)
     try:
-        model = _build_model(family, folder, device, dtype, weights, vae, overrides)
+        model = _build_model(family, folder, device, dtype, weights, vae, overrides, denoiser)
     except OSError as error:
         first = component_loading.first_line(error)
-        raise MissingError(f"a part of the base in {weights or folder} is missing: {first}", folders.AGAIN) from None
+        raise MissingError(f"a part of the base in {file or folder} is missing: {first}", folders.AGAIN) from None
     except (*UNREADABLE, KeyError, TypeError) as error:
         first = component_loading.first_line(error)
-        raise DamagedError(f"the base in {weights or folder} is damaged: {first}", folders.AGAIN) from None
-    _check_tokenizers(model, weights or folder)
+        raise DamagedError(f"the base in {file or folder} is damaged: {first}", folders.AGAIN) from None
+    _check_tokenizers(model, file or folder)
     model.notes += _describe_loading(model, overrides, folder)
     _freeze(model)
     if model_kind.is_inpainting(model.denoiser.config.in_channels, model.latent_channels):
@@ -102,6 +111,7 @@ def _build_model(
     weights: Path | None,
     vae: Path | None,
     overrides: Mapping[str, Any],
+    denoiser: denoiser_file.DenoiserFile | None,
 ) -> BaseModel:
     if weights:
         (tokenizer, text_encoder), *more = single_file_loading.load_text_encoders(family, weights, folder)
@@ -115,6 +125,8 @@ def _build_model(
         text_encoder=text_encoder,
         denoiser=single_file_loading.load_component(family.denoiser, weights, folder)
         if weights
+        else denoiser_file.load(denoiser, folder)
+        if denoiser
         else family.load_denoiser(folder),
         loaded_vae=_load_vae(folder, device, family.vae_dtype(dtype), weights, vae),
         scheduler=family.load_scheduler(folder, **overrides),

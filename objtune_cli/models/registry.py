@@ -16,6 +16,7 @@ from objtune_cli.models.base_spec import BaseSpec
 from objtune_cli.models.families import (
     FAMILIES,
     Family,
+    denoiser_file,
     fingerprints,
     model_kind,
     schedulers,
@@ -41,7 +42,7 @@ DEFAULT_TRAINING: dict[str, Any] = {
 
 
 def resolve(
-    name: str, clip_model: str = "", vae: str = "", prediction: str = "", *, inpainting: bool = False
+    name: str, clip_model: str = "", vae: str = "", prediction: str = "", parts: str = "", *, inpainting: bool = False
 ) -> BaseSpec:
     """Return the base model of an alias, a folder, a checkpoint file or a hub id.
 
@@ -49,6 +50,7 @@ def resolve(
         clip_model: CLIPs with vision encoders for its text encoders, if not in its folder; separated by commas.
         vae: Folder, file or hub id of a VAE in place of its own.
         prediction: What its denoiser predicts, if its config is wrong or leaves it out: `epsilon` or `v_prediction`.
+        parts: Folder, alias or hub id of a model with the parts that the file of a denoiser alone lacks.
         inpainting: Whether it may be an inpainting model.
 
     Raises:
@@ -56,7 +58,7 @@ def resolve(
         MissingError, DamagedError: The folder or file is not complete.
         IncompatibleError: It is of an unsupported family, or another kind of model.
     """
-    base = _find(name, clip_model, vae, prediction)
+    base = _find(name, clip_model, vae, prediction, parts)
     if base.inpaints and not inpainting:
         raise IncompatibleError(
             f"the base {name} is an inpainting model: its denoiser takes 9 channels, among them a mask and a picture",
@@ -65,7 +67,7 @@ def resolve(
     return base
 
 
-def _find(name: str, clip_model: str, vae: str, prediction: str) -> BaseSpec:
+def _find(name: str, clip_model: str, vae: str, prediction: str, parts: str) -> BaseSpec:
     prediction = {"v": "v_prediction"}.get(prediction, prediction)
     vae_path = vae_override.find_vae(vae) if vae else None
     if name == "toybox":
@@ -74,6 +76,10 @@ def _find(name: str, clip_model: str, vae: str, prediction: str) -> BaseSpec:
     if path.is_dir():
         return _describe_folder(path.resolve().name, path, clip_model, vae_path, prediction)
     if path.is_file():
+        single_file.check_kind(path)
+        denoiser = denoiser_file.read(path, FAMILIES)
+        if denoiser is not None:
+            return _describe_denoiser(denoiser, clip_model, prediction, parts)
         return _describe_file(path, clip_model, vae_path, prediction)
     repository = hub_cache.resolve_hub_id(name)
     snapshot = hub_cache.find_snapshot(repository)
@@ -101,6 +107,10 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
     family = _detect_family(ident, folder)
     _check_prediction(family, prediction)
     folders.check_folder(family, folder, vae)
+    if vae is not None and family.vae_class != families.SD1.vae_class:
+        raise IncompatibleError(
+            f"{ident} is a {family.title}, whose VAE cannot be replaced", "leave the setting `vae` out"
+        )
     if vae is not None:
         has_own = (folder / "vae/config.json").is_file()
         vae_override.check_vae(
@@ -136,7 +146,6 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
 
 def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: str) -> BaseSpec:
     """Return the base model in a single-file checkpoint."""
-    single_file.check_kind(path)
     checkpoint, override = single_file.choose_prediction(path, prediction)
     family = checkpoint.family
     _check_prediction(family, prediction)
@@ -170,6 +179,36 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
         notes=(assumption,) if checkpoint.assumed and family is families.SD2 and not checkpoint.inpaints else (),
     )
     return _apply_overrides(base, vae, override)
+
+
+def _describe_denoiser(file: denoiser_file.DenoiserFile, clip_model: str, prediction: str, parts: str) -> BaseSpec:
+    """Return the base model of a denoiser's file and the parts of another model of its family.
+
+    Raises:
+        ResourceError: The parts are not on this machine. IncompatibleError: They are of another family or size.
+    """
+    own = next(iter(file.family.hub))
+    try:
+        base = _find(parts or own, clip_model, "", prediction, "")
+    except ResourceError as error:
+        raise ResourceError(
+            f"{file.path} is a denoiser alone, and its text encoder and VAE are not on this machine",
+            error.hint if parts else f"`objtune fetch --base {own}` downloads them; or `--set base_parts=FOLDER`",
+        ) from None
+    if base.family is not file.family or base.weights is not None:
+        raise IncompatibleError(
+            f"{file.path} is a denoiser of {file.family.title}, and {parts} has no parts for it",
+            f"give a diffusers folder of {file.family.title}: `--set base_parts=…`",
+        )
+    file.check_parts(base.folder)
+    note = f"{file.path.name} does not say whether it is distilled: it is taken as {base.id} is"
+    return replace(
+        base,
+        id=file.path.name,
+        fingerprint=fingerprints.fingerprint(base.folder, file.family, file.path),
+        weights=file.path,
+        notes=(*base.notes, note),
+    )
 
 
 def _has_inpainting_denoiser(folder: Path, family: Family) -> bool:

@@ -33,7 +33,7 @@ def _read_window(base: BaseSpec) -> int:
 def _count_tokens(base: BaseSpec, text: str) -> int:
     """The number of tokens, with start and end token."""
     file = base.folder / "tokenizer" / "tokenizer.json"
-    if base.weights is None and file.is_file():  # loads in no time, without torch
+    if file.is_file():  # loads in no time, without torch
         from tokenizers import Tokenizer
 
         fast = Tokenizer.from_file(str(file))

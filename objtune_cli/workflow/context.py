@@ -65,7 +65,12 @@ class StageContext:
         if self._base is None:
             common = self.common
             self._base = registry.resolve(
-                common.base, common.clip_model, common.vae, common.prediction_type, inpainting=self.inpainting
+                common.base,
+                common.clip_model,
+                common.vae,
+                common.prediction_type,
+                common.base_parts,
+                inpainting=self.inpainting,
             )
         return self._base
 

@@ -91,7 +91,7 @@ def test_no_file_is_no_setting(tmp_path: Path) -> None:
         (
             {"toml": "stepz = 1"},
             "stepz in objtune.toml",
-            "base, bench, clip_model, compose, device, generate, init-embedding, merge, place, precision, prediction_type, prior, segment, strict_base, train, vae",
+            "base, base_parts, bench, clip_model, compose, device, generate, init-embedding, merge, place, precision, prediction_type, prior, segment, strict_base, train, vae",
         ),
         ({"toml": "[trian]\nsteps = 1"}, "trian in objtune.toml", "segment, strict_base, train, vae"),
         (

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from objtune_cli.interchange import export
 from objtune_cli.models import loading
-from objtune_cli.models.families.family import MODULES
+from objtune_cli.models.families.module_sets import MODULES
 from tests.interchange.test_export import (
     CPU,
     FRESH_ROWS,

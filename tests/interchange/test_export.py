@@ -20,7 +20,7 @@ from objtune_cli.interchange import export
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families.family import MODULES
+from objtune_cli.models.families.module_sets import MODULES
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from tests.support import tiny_sd1

@@ -20,7 +20,7 @@ from objtune_cli.errors import DamagedError, InputError, ResourceError
 from objtune_cli.interchange import export, lora_keys, model_card
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import families, loading
-from objtune_cli.models.families.family import MODULES
+from objtune_cli.models.families.module_sets import MODULES
 from objtune_cli.models.placeholders import Placeholders, split_encoders
 from objtune_cli.store import artifacts
 from objtune_cli.store.artifacts import Record

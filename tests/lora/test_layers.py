@@ -9,7 +9,7 @@ from objtune_cli.errors import IncompatibleError
 from objtune_cli.lora import layers as adapter
 from objtune_cli.models import loading
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.models.families.family import MODULES
+from objtune_cli.models.families.module_sets import MODULES
 
 
 def _predict(model: BaseModel) -> torch.Tensor:

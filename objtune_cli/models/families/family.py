@@ -9,24 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from objtune_cli.models.families import samplers, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
 from objtune_cli.models.families.latent_space import LatentSpace
+from objtune_cli.models.families.module_sets import MODULES
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from objtune_cli.models.base_model import BaseModel
     from objtune_cli.models.conditioning import Conditioning
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-CONVOLUTION = ("conv1", "conv2")
-MODULES: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "cross-kv": ("attn2.to_k", "attn2.to_v"),
-    "attention": ATTENTION,
-    "attention+ff": ATTENTION + FEED_FORWARD,
-    "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
-}
-"""`train.target_modules` to suffixes of a U-Net's layer names; "none" trains no layer of the denoiser (textual inversion)."""
 
 
 class Family(LatentSpace):
@@ -162,6 +151,18 @@ class Family(LatentSpace):
     def options(self, folder: Path) -> dict[str, Any]:
         """Options of the family in `model_index.json`, for `BaseModel.options`."""
         return {}
+
+    def is_denoiser_file(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors, by their original names, are those of a file with this family's denoiser alone."""
+        return False
+
+    def denoiser_size(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Size of the denoiser in such a file, for comparison with `configured_size`, and for messages."""
+        raise NotImplementedError
+
+    def configured_size(self, denoiser: Mapping[str, Any]) -> str:
+        """Size of a denoiser by its config."""
+        raise NotImplementedError
 
     def distilled_from(self, folder: Path) -> str:
         """Name of the base to train instead, if the folder's model was distilled to few steps; "" if it was not."""

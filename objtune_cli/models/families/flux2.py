@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families import qwen3_text_encoder, samplers
-from objtune_cli.models.families.family import ATTENTION
 from objtune_cli.models.families.flow import FlowFamily
+from objtune_cli.models.families.module_sets import ATTENTION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,23 @@ class _Flux2Klein(FlowFamily):
     def matches(self, pipeline: str, config: Callable[[str], Mapping[str, Any]]) -> bool:
         """The family has its own pipeline class."""
         return pipeline == self.pipeline
+
+    def is_denoiser_file(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """By the modulation that all blocks share, which FLUX.1 does not have."""
+        return {"double_stream_modulation_img.lin.weight", "single_blocks.0.linear1.weight"} <= shapes.keys()
+
+    def denoiser_size(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Numbers of blocks, and width."""
+        double, single = (
+            len({key.split(".")[1] for key in shapes if key.startswith(kind)})
+            for kind in ("double_blocks.", "single_blocks.")
+        )
+        return _describe_size(double, single, shapes["img_in.weight"][0])
+
+    def configured_size(self, denoiser: Mapping[str, Any]) -> str:
+        """Numbers of blocks, and width."""
+        width = int(denoiser["num_attention_heads"]) * int(denoiser["attention_head_dim"])
+        return _describe_size(int(denoiser["num_layers"]), int(denoiser["num_single_layers"]), width)
 
     def fingerprint_extra(self, folder: Path) -> str:
         """Marks a distilled model, which only `model_index.json` names."""
@@ -265,6 +282,10 @@ def sampling_shift(cells: int, steps: int) -> float:
     at_10 = 8.73809524e-05 * cells + 1.89833333
     slope = (at_200 - at_10) / 190
     return math.exp(slope * steps + at_200 - 200 * slope)
+
+
+def _describe_size(double: int, single: int, width: int) -> str:
+    return f"{double} + {single} blocks, {width} wide"
 
 
 def _without_shift(scheduler: Any) -> Any:

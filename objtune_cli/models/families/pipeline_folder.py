@@ -164,11 +164,12 @@ def read_header(path: Path, name: str = "") -> dict[str, Any]:
     return header
 
 
-def check_folder(family: "Family", folder: Path, vae: Path | None = None) -> None:
+def check_folder(family: "Family", folder: Path, vae: Path | None = None, *, has_denoiser: bool = True) -> None:
     """Refuse a folder with missing or damaged components, or of another kind of model than the family's.
 
     Args:
         vae: A VAE in place of the folder's own, which may then be missing.
+        has_denoiser: Whether the weights of its denoiser are needed; its config always is.
 
     Raises:
         MissingError, DamagedError, IncompatibleError: Each names the component.
@@ -184,7 +185,7 @@ def check_folder(family: "Family", folder: Path, vae: Path | None = None) -> Non
         if part.startswith("tokenizer") and part.replace("tokenizer", "text_encoder") in configs:
             _check_tokenizer(folder, part)
     model_kind.check_configs(family, folder, configs)
-    for part in parts:
+    for part in parts if has_denoiser else (part for part in parts if part != family.denoiser):
         for path in find_weights(folder, part).files:
             _check_formats(folder, part, read_header(path, f"{folder}/{part}/{path.name}"))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import clip_text_encoders, t5_text_encoder
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
-from objtune_cli.models.families.family import ATTENTION, FEED_FORWARD
 from objtune_cli.models.families.flow import FlowFamily
+from objtune_cli.models.families.module_sets import ATTENTION, FEED_FORWARD
 from objtune_cli.models.families.t5_text_encoder import T5_TOKENS as T5_TOKENS
 
 if TYPE_CHECKING:
