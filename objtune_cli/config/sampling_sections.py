@@ -176,7 +176,7 @@ class Place:
     paste: Literal["auto", "object", "region"] = setting(
         "auto",
         "What replaces the picture's pixels. object: the object with a thin border, in the picture's own background; region: the whole region as the base draws it. "
-        "auto: the object; with an inpainting model as base the region.",
+        "auto: the object; with an inpainting or editing model as base the region.",
     )
     harmonize: float = setting(
         0.35,

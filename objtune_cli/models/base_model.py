@@ -15,7 +15,7 @@ from objtune_cli.errors import UsageError
 from objtune_cli.models import families, finite_checks, prompt_encoding
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import component_loading, schedulers
-from objtune_cli.models.inpainting_inputs import InpaintingInputs
+from objtune_cli.models.picture_inputs import PictureInputs
 from objtune_cli.models.prompt_syntax import PLAIN, name_class_words, plain_text
 from objtune_cli.models.prompts import class_word_spans, restore_placeholders
 from objtune_cli.runtime import torchvision_compat
@@ -46,7 +46,7 @@ class BaseModel:
         notes: Lines about loading that the user should read. note: Reports one line to the user.
         process_group: The processes that share each batch (`runtime.distributed`), or None.
         prompt_syntax: How prompts are read, see `prompt_syntax`; training and evaluation read them as plain text.
-        inpainting: The further inputs of an inpainting model's denoiser; None for a text-to-image model.
+        picture_inputs: The further inputs of an inpainting or editing model's denoiser; None for a text-to-image model.
         references: Latents of pictures that the denoiser sees beside the prompt, (1, C, h, w) each; only of families that take them.
         adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
     """
@@ -71,7 +71,7 @@ class BaseModel:
     sampler: Any = None
     notes: list[str] = field(default_factory=list)
     process_group: Any = None
-    inpainting: InpaintingInputs | None = None
+    picture_inputs: PictureInputs | None = None
     references: tuple[Tensor, ...] = ()
     adapters_disabled: bool = False
     prompt_syntax: str = PLAIN

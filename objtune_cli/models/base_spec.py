@@ -10,6 +10,7 @@ from typing import Any
 from objtune_cli.models import families
 from objtune_cli.models.families import Family, schedulers, single_file, vae_override
 from objtune_cli.models.families import pipeline_folder as folders
+from objtune_cli.models.families.model_kind import PictureInput
 
 MAX_BYTES_TO_LOAD_TWICE = 256_000_000
 """Size of the largest base of which one process may open several copies, bytes."""
@@ -37,7 +38,7 @@ class BaseSpec:
         vae: Folder or file of a VAE in place of its own.
         notes: Remarks for the user, one line each.
         distilled_from: The base to train instead, if it was distilled to few steps; "" if it was not.
-        inpaints: Whether its denoiser takes a mask and a picture too; only `place` draws with it.
+        picture_input: "inpainting" or "editing" if its denoiser takes a picture too; only `place` draws with it.
         sampling, training: Settings that suit it. known_classes: The classes that it knows, if it lists them.
         toybox_dial: The dial of the drawn world that it was trained on, or "".
     """
@@ -60,7 +61,7 @@ class BaseSpec:
     zero_snr: bool = False
     vae: Path | None = None
     notes: tuple[str, ...] = ()
-    inpaints: bool = False
+    picture_input: PictureInput = ""
     distilled_from: str = ""
 
     def sampling_kwargs(self) -> dict[str, Any]:

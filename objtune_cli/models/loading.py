@@ -21,7 +21,7 @@ from objtune_cli.models.families import (
     single_file_loading,
 )
 from objtune_cli.models.families import pipeline_folder as folders
-from objtune_cli.models.inpainting_inputs import InpaintingInputs
+from objtune_cli.models.picture_inputs import InpaintingInputs, PictureInputs
 from objtune_cli.runtime import cpu
 from objtune_cli.runtime.load_lock import LOAD_LOCK
 
@@ -98,8 +98,9 @@ def _load_components(
     _check_tokenizers(model, file or folder)
     model.notes += _describe_loading(model, overrides, folder)
     _freeze(model)
-    if model_kind.is_inpainting(model.denoiser.config.in_channels, model.latent_channels):
-        model.inpainting = InpaintingInputs(model)
+    kind = model_kind.picture_input(model.denoiser.config.in_channels, model.latent_channels)
+    if kind:
+        model.picture_inputs = PictureInputs(model) if kind == "editing" else InpaintingInputs(model)
     return model
 
 

@@ -51,7 +51,7 @@ def resolve(
         vae: Folder, file or hub id of a VAE in place of its own.
         prediction: What its denoiser predicts, if its config is wrong or leaves it out: `epsilon` or `v_prediction`.
         parts: Folder, alias or hub id of a model with the parts that the file of a denoiser alone lacks.
-        inpainting: Whether it may be an inpainting model.
+        inpainting: Whether it may be a model whose denoiser takes a picture too: an inpainting or editing model.
 
     Raises:
         ResourceError: It is not on this machine; `fetch` downloads it. UsageError: there is no such name.
@@ -59,9 +59,10 @@ def resolve(
         IncompatibleError: It is of an unsupported family, or another kind of model.
     """
     base = _find(name, clip_model, vae, prediction, parts)
-    if base.inpaints and not inpainting:
+    if base.picture_input and not inpainting:
+        inputs = "a mask and a picture" if base.picture_input == "inpainting" else "a picture"
         raise IncompatibleError(
-            f"the base {name} is an inpainting model: its denoiser takes 9 channels, among them a mask and a picture",
+            f"the base {name} is an {base.picture_input} model: its denoiser takes {inputs} beside the latents",
             "`objtune place` draws into photos with it; elsewhere use the text-to-image model that it came from",
         )
     return base
@@ -138,7 +139,7 @@ def _describe_folder(ident: str, folder: Path, clip_model: str, vae: Path | None
         clip_model=clips.names,
         prediction=override,
         schedule=schedule,
-        inpaints=_has_inpainting_denoiser(folder, family),
+        picture_input=_find_picture_input(folder, family),
         distilled_from=family.distilled_from(folder),
     )
     return _apply_overrides(base, vae, override)
@@ -175,8 +176,8 @@ def _describe_file(path: Path, clip_model: str, vae: Path | None, prediction: st
         prediction=checkpoint.prediction,
         schedule=checkpoint.schedule,
         zero_snr=checkpoint.zero_snr,
-        inpaints=checkpoint.inpaints,
-        notes=(assumption,) if checkpoint.assumed and family is families.SD2 and not checkpoint.inpaints else (),
+        picture_input=checkpoint.picture_input,
+        notes=(assumption,) if checkpoint.assumed and family is families.SD2 and not checkpoint.picture_input else (),
     )
     return _apply_overrides(base, vae, override)
 
@@ -211,10 +212,10 @@ def _describe_denoiser(file: denoiser_file.DenoiserFile, clip_model: str, predic
     )
 
 
-def _has_inpainting_denoiser(folder: Path, family: Family) -> bool:
+def _find_picture_input(folder: Path, family: Family) -> model_kind.PictureInput:
     config = folders.read_json(folder, f"{family.denoiser}/config.json")
     latents = int(config.get("out_channels") or config.get("in_channels") or 4)
-    return model_kind.is_inpainting(int(config.get("in_channels") or latents), latents)
+    return model_kind.picture_input(int(config.get("in_channels") or latents), latents)
 
 
 def _check_prediction(family: Family, prediction: str) -> None:

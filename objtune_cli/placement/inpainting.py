@@ -7,8 +7,10 @@
 
 A text-to-image base draws its own background around an object; only the object's pixels leave the draft. The combination is ours.
 An inpainting model sees the crop without the region, and fills it in the light of its surroundings; its one pass is then enough.
+A model that edits by an instruction sees the whole crop; step 1 keeps the surroundings.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,7 @@ from objtune_cli.composition.object_loras import single_lora
 from objtune_cli.generation.sampling import resample, sample, to_uint8
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.models.base_model import BaseModel
+from objtune_cli.models.picture_inputs import PictureInputs
 from objtune_cli.placement.crops import CroppedRegion
 
 CutOut = Callable[[np.ndarray, tuple[float, float, float, float]], np.ndarray]
@@ -116,17 +119,21 @@ class Inpainter:
 
         Args:
             strength: Fraction of the noise schedule. change: Change map, (s, s) in [0, 1].
-            picture: What the latents are of, (s, s, 3) uint8; an inpainting model sees it without what changes.
+            picture: What the latents are of, (s, s, 3) uint8; an inpainting model sees it without what changes, an editing model whole.
         """
-        if self.model.inpainting is not None:
-            return self._fill(latents, seeds, strength, change, on_step, picture)
+        inputs = self.model.picture_inputs
+        if inputs is not None and inputs.keeps_surroundings:
+            return self._fill(inputs, latents, seeds, strength, change, on_step, picture)
         cells = (latents.shape[-2], latents.shape[-1])
         change_map = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(change))[None, None], cells)[0, 0]
-        with single_lora(self.model, self.weights):
+        mask = torch.from_numpy((change > 0).astype(np.float32))
+        seen = inputs.show(to_pixels(picture[None]), mask) if inputs else contextlib.nullcontext()
+        with seen, single_lora(self.model, self.weights):
             return resample(self.model, latents, self.prompt, list(seeds), strength, self.sampling, on_step, change_map)
 
     def _fill(
         self,
+        inputs: PictureInputs,
         latents: Tensor,
         seeds: Sequence[int],
         strength: float,
@@ -135,9 +142,8 @@ class Inpainter:
         picture: np.ndarray,
     ) -> Tensor:
         """`_resample` with an inpainting model; all that may change changes alike."""
-        assert self.model.inpainting is not None
         mask = torch.from_numpy((change > 0).astype(np.float32))
-        with self.model.inpainting.fill(to_pixels(picture[None]), mask), single_lora(self.model, self.weights):
+        with inputs.show(to_pixels(picture[None]), mask), single_lora(self.model, self.weights):
             if strength < 1:
                 return resample(self.model, latents, self.prompt, list(seeds), strength, self.sampling, on_step)
             settings = replace(self.sampling, height=len(picture), width=len(picture))

@@ -87,7 +87,7 @@ def run(
     config = with_scene_syntax(ctx, request, 0, config, editing=True)
     defaults.note_guidance(ctx, config)
     if options.paste == "auto":
-        options = replace(options, paste="region" if ctx.base.inpaints else "object")
+        options = replace(options, paste="region" if ctx.base.picture_input else "object")
     placement = Placement(request, item, _crop(ctx, picture, region, replaced, options), config, options, loras)
     record = _make_record(ctx, placement, picture, inputs)
     decode = partial(_decode, placement)

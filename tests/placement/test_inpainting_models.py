@@ -1,5 +1,6 @@
 """Inpainting checkpoints: equal to the pipelines of diffusers, usable by `place` alone, and refused by name elsewhere."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,34 @@ def test_a_region_is_filled_as_by_diffusers(checkpoint: Path, change: float, mon
     assert (decode(model, ours)[0] != decode(model, ours)[1]).any()
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_an_instruction_edits_as_in_diffusers(family: str, tmp_path: Path) -> None:
+    """Where everything may change, the image is that of diffusers' pipeline with an image scale of 1 and the same noisy start."""
+    import diffusers
+
+    plain = {"sd1": tiny_families.sd1, "sdxl": tiny_families.sdxl}[family](tmp_path / "plain")
+    folder = inpainting_bases.widen(plain, tmp_path / "edit", 8, "InstructPix2Pix")
+    model = loading.load(folder, CPU, torch.float32)
+    side = model.resolution
+    picture = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    everything = CroppedRegion(picture, from_pixels((0, 0, side, side), (side, side)), Crop(0, 0, side), side, 0.0)
+    settings = SamplingSettings(8, 3.0)
+    ours, _ = Inpainter(model, everything, {}, PROMPT, 1.0, 0.0, settings).sample(SEEDS, lambda done, total: None)
+    pipe = getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"]).from_pretrained(
+        folder, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn(ours.shape[1:], generator=torch.Generator().manual_seed(s)) for s in SEEDS])
+    pipe.scheduler.set_timesteps(8)
+    drawn = model.encode_image(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1).expand_as(noise)
+    noisy = pipe.scheduler.add_noise(drawn, noise, pipe.scheduler.timesteps[:1]) / pipe.scheduler.init_noise_sigma
+    theirs = pipe(
+        prompt=[PROMPT] * 2, image=torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255, num_inference_steps=8,
+        guidance_scale=3.0, image_guidance_scale=1.0, latents=noisy, output_type="latent", **({"height": side, "width": side} if family == "sdxl" else {}),
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_without_a_region_it_draws_under_a_mask_of_everything(checkpoint: Path) -> None:
     model = loading.load(checkpoint, CPU, torch.float32)
     condition = model.encode_prompt([PROMPT])
@@ -102,6 +131,16 @@ def test_place_takes_the_inpainting_sibling_of_the_objects_base(filling) -> None
     assert cut_out.code == 0 and "scene/cup/v002" in cut_out.out
 
 
+def test_place_takes_a_model_that_edits(filling, base) -> None:
+    inpainting_bases.widen(base, Path("edit"), 8, "InstructPix2Pix")
+    result = filling("place", "put a <cup> on the table", *AT, "--base", "edit")
+    assert result.code == 0, result.err
+    before, after = (np.asarray(Image.open(path).convert("RGB")) for path in ("table.png", result.out.split()[0]))
+    assert np.array_equal(after[:, :64], before[:, :64]) and not np.array_equal(after, before)
+    elsewhere = filling("generate", "<cup>", "--base", "edit")
+    assert elsewhere.code == 6 and "the base edit is an editing model" in elsewhere.err
+
+
 def test_other_commands_and_other_kinds_refuse_by_name(filling, base, tmp_path) -> None:
     for command in (("generate", "<cup>"), ("compose", "<cup>", "--place", "cup=left")):
         result = filling(*command, "--base", "fill")
@@ -110,9 +149,6 @@ def test_other_commands_and_other_kinds_refuse_by_name(filling, base, tmp_path) 
         )
     strict = filling("place", "<cup>", *AT, "--base", "fill", "--strict-base")
     assert strict.code == 6
-    inpainting_bases.widen(base, Path("edit"), 8, "InstructPix2Pix")
-    edit = filling("place", "<cup>", *AT, "--base", "edit")
-    assert edit.code == 6 and "a model that edits pictures" in edit.err and "takes no region" in edit.err
     other = inpainting_bases.widen(tiny_families.sdxl(tmp_path / "plain"), Path("xl"))
     wrong = filling("place", "<cup>", *AT, "--base", other)
     assert wrong.code == 6 and "family" in wrong.err
@@ -134,6 +170,6 @@ def test_a_single_file_is_an_inpainting_model_too(tmp_path: Path, monkeypatch: p
     base = registry.resolve(str(path), inpainting=True)
     file = loading.load(base.folder, CPU, torch.float32, base.weights, base.prediction)
     weights = loading.load(folder, CPU, torch.float32).denoiser.state_dict()
-    assert file.inpainting is not None
+    assert file.picture_inputs is not None and file.picture_inputs.keeps_surroundings
     for key, value in file.denoiser.state_dict().items():
         assert torch.equal(value, weights[key]), key

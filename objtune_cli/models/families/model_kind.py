@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from objtune_cli.errors import DamagedError, IncompatibleError
 
 if TYPE_CHECKING:
     from objtune_cli.models.families.family import Family
 
-KINDS = {8: "a model that edits pictures", 7: "an upscaler", 5: "a depth-to-image model"}
-"""Number of input channels of the denoiser, for latents with four channels, to the kind of model; inpainting models take nine."""
+KINDS = {7: "an upscaler", 5: "a depth-to-image model"}
+"""Number of input channels of the denoiser, for latents with four channels, to the kind of model."""
+PictureInput = Literal["", "inpainting", "editing"]
+"""What a denoiser does with the picture that it takes beside the latents; "" if it takes none."""
 SIDE_MULTIPLE = 8
 """Sides of images are multiples of this many pixels."""
 WORDS_ALONE = "use a text-to-image model"
-EDITS = "it changes whole pictures by an instruction and takes no region: use a text-to-image or an inpainting model"
-"""Why a model that edits pictures is no base of `place` either."""
 
 
 def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> None:
@@ -34,22 +34,27 @@ def check_index(family: "Family", folder: Path, index: Mapping[str, Any]) -> Non
             raise IncompatibleError(f"the base in {folder} is {kind}", "use the base model, with all text encoders")
 
 
-def is_inpainting(takes: int, latents: int) -> bool:
-    """Whether a denoiser takes a mask and masked latents beside the latents, by its numbers of input and latent channels."""
-    return takes == 2 * latents + 1
+def picture_input(takes: int, latents: int) -> PictureInput:
+    """What a denoiser takes beside the latents, by its numbers of input and latent channels.
+
+    Inpainting models take a mask and the latents of the masked picture. Models that edit by an instruction
+    (InstructPix2Pix, arXiv:2211.09800) take the latents of the picture.
+    """
+    kinds: dict[int, PictureInput] = {2 * latents + 1: "inpainting", 2 * latents: "editing"}
+    return kinds.get(takes, "")
 
 
 def check_channels(name: str, takes: int, latents: int) -> None:
-    """Refuse a denoiser with inputs besides the latents, unless it is an inpainting model's.
+    """Refuse a denoiser with inputs besides the latents, unless they are a picture's.
 
     Args:
         name: The base in messages. takes: Number of input channels. latents: Number of latent channels.
     """
-    if takes != latents and not is_inpainting(takes, latents):
+    if takes != latents and not picture_input(takes, latents):
         kind = KINDS.get(takes, "no text-to-image model") if latents == 4 else "no text-to-image model"
         raise IncompatibleError(
             f"{name} is {kind}: its denoiser takes {takes} channels, and latents have {latents}",
-            EDITS if kind == KINDS[8] else WORDS_ALONE,
+            WORDS_ALONE,
         )
 
 

@@ -40,7 +40,7 @@ class Checkpoint:
     Attributes:
         prediction: Prediction type of the denoiser. assumed: Whether that is only the default of the family.
         zero_snr: Whether the noise schedule has zero terminal signal-to-noise ratio. has_vae: Whether the file has a VAE.
-        inpaints: Whether it is an inpainting model.
+        picture_input: What its denoiser does with a picture; "" for a text-to-image model.
     """
 
     family: Family
@@ -48,7 +48,7 @@ class Checkpoint:
     assumed: bool = False
     zero_snr: bool = False
     has_vae: bool = True
-    inpaints: bool = False
+    picture_input: model_kind.PictureInput = ""
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def describe(path: Path, prediction: str = "") -> Checkpoint:
     family = _detect_family(path, keys)
     channels = int((header[ENTRANCE]["shape"] if ENTRANCE in keys else [0, 4])[1])
     model_kind.check_channels(str(path), channels, 4)
-    inpaints = model_kind.is_inpainting(channels, 4)
+    picture_input = model_kind.picture_input(channels, 4)
     named = prediction or _read_prediction(path, keys, metadata)
     zero = "ztsnr" in keys
     if zero and (named or family.prediction) == "epsilon" and family is not SD2:
@@ -144,8 +144,8 @@ def describe(path: Path, prediction: str = "") -> Checkpoint:
             f"{path} is marked as zero terminal SNR but predicts epsilon, which gives no image at the last noise level",
             "if it predicts v: `--set prediction_type=v_prediction`",
         )
-    prediction = named or ("v_prediction" if family is SD2 and not inpaints else "epsilon")
-    return Checkpoint(family, prediction, not named, zero, has_vae, inpaints)
+    prediction = named or ("v_prediction" if family is SD2 and not picture_input else "epsilon")
+    return Checkpoint(family, prediction, not named, zero, has_vae, picture_input)
 
 
 def _check_supported(path: Path, header: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
