@@ -180,7 +180,6 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Callable[..., Path]) -> N
 @pytest.mark.parametrize(
     ("part", "values", "said"),
     [
-        ("unet", {"in_channels": 8}, "a model that edits pictures"),
         ("unet", {"in_channels": 7}, "an upscaler"),
         ("unet", {"in_channels": 5}, "a depth-to-image model"),
         ("unet", {"out_channels": 8}, "gives 8 channels"),
