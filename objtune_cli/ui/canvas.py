@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from nicegui import ui
 
+NO_ALT = "() => document.querySelectorAll('.nicegui-content img:not([alt])').forEach((image) => { image.alt = '' })"
+"""NiceGUI's pictures have no text of their own."""
 FORWARD = "(e) => { if (e.mouse_event_type !== 'pointermove' || e.buttons) emit(e) }"
 """Moves without a pressed button stay in the browser."""
 
@@ -34,8 +36,7 @@ class Canvas:
         self.element = ui.interactive_image(
             source, size=None if source else size, events=["pointerdown", "pointermove", "pointerup"]
         ).classes("canvas")
-        self.element.props["aria-label"] = label
-        self.element.props('role="img"')
+        describe(self.element, label)
 
         def receive(event: Any) -> Any:
             args = event.args
@@ -55,6 +56,14 @@ class Canvas:
     def draw(self, shapes: str) -> None:
         """Show shapes: SVG elements in pixels of the picture."""
         self.element.set_content(shapes)
+
+
+def describe(element: ui.interactive_image, label: str) -> None:
+    """Name a picture for those who do not see it; the image inside it is a part of it."""
+    element.props["aria-label"] = label
+    element.props('role="img"')
+    element.on("loaded", js_handler=NO_ALT)
+    ui.run_javascript(f"(({NO_ALT}))()")
 
 
 def rectangle(box: tuple[float, float, float, float], colour: str, width: float, *, fill: float = 0.0) -> str:

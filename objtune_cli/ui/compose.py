@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from nicegui import ui
@@ -21,6 +22,8 @@ SIDE = 640
 """Width and height of the canvas, px of its own."""
 GRIP = 36.0
 """Distance from a corner within which a drag changes the size, px."""
+DIGITS = 2
+"""Digits of a box that was dragged."""
 START = ("left", "right", "center", "top", "bottom")
 """Places of the first objects."""
 Box = list[float]
@@ -89,12 +92,12 @@ class ComposeScreen:
                 .props("outlined dense")
                 .classes("grow")
             )
-            ui.button("Add", on_click=self._add_chosen).props("outline no-caps").set_enabled(bool(self.names))
+            parts.button("Add", self._add_chosen).set_enabled(bool(self.names))
         self.rows = ui.element("div").classes("places")
         self.prompt = PromptField(self.names, "", self.update)
         self.retries = parts.number("New seeds if an object is missing", None, low=0, high=100, on_change=self.update)
         self.sampling = SamplingFields(self.update)
-        self.button = ui.button("Compose", on_click=self.start).props("unelevated no-caps")
+        self.button = parts.button("Compose", self.start, "main")
         self.command = parts.CommandLine()
 
     # Boxes
@@ -131,15 +134,10 @@ class ComposeScreen:
             )
             field.classes("grow")
             for label, step in (("Earlier", -1), ("Later", 1)):
-                button = ui.button(
-                    icon="arrow_upward" if step < 0 else "arrow_downward",
-                    on_click=lambda step=step: self._move(i, step),
-                )
-                button.props("flat dense round")
-                button.props["aria-label"] = f"{label}: {place.name}"
+                icon = "arrow_upward" if step < 0 else "arrow_downward"
+                button = parts.icon_button(icon, f"{label}: {place.name}", partial(self._move, i, step))
                 button.set_enabled(0 <= i + step < len(self.places))
-            remove = ui.button(icon="close", on_click=lambda: self._remove(i)).props("flat dense round")
-            remove.props["aria-label"] = f"Remove {place.name}"
+            parts.icon_button("close", f"Remove {place.name}", lambda: self._remove(i))
 
     def _move(self, i: int, step: int) -> None:
         self.places[i], self.places[i + step] = self.places[i + step], self.places[i]
@@ -172,6 +170,7 @@ class ComposeScreen:
         drag.x, drag.y = x, y
         if pointer.kind == "up":
             self.drag = None
+            place.box = [round(value, DIGITS) for value in place.box]
             self._show_rows()
             self.update()
         else:

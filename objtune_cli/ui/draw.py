@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -75,9 +76,7 @@ class PromptField:
         self.offers.clear()
         with self.offers:
             for name in self._matching()[:24]:
-                ui.button(f"<{name}>", on_click=lambda name=name: self._insert(name)).props(
-                    "outline dense no-caps rounded"
-                ).classes("chip")
+                parts.button(f"<{name}>", partial(self._insert, name)).props("dense rounded")
             if not self.names:
                 parts.text("span", "No object is learned on this base yet.", "faint")
 
@@ -152,7 +151,7 @@ class DrawScreen:
             names = objects.list_placeholders(workspace.ctx)
             self.prompt = PromptField(names, f"a photo of <{names[0]}> on the beach" if names else "", self.update)
             self.sampling = SamplingFields(self.update)
-            self.button = ui.button("Draw", on_click=self.start).props("unelevated no-caps")
+            self.button = parts.button("Draw", self.start, "main")
             self.command = parts.CommandLine()
         self.tasks = TaskList(workspace, "generate")
         with ui.element("section").props('aria-label="Gallery"'):
@@ -199,7 +198,7 @@ class Gallery:
         self.limit = SCENES_PER_PAGE
         self.listed: list[Ref] = []
         self.place = ui.element("div").classes("gallery")
-        self.more = ui.button("Show more", on_click=self._show_more).props("outline no-caps")
+        self.more = parts.button("Show more", self._show_more)
         self.empty = parts.text("p", "Nothing is drawn yet.", "faint")
         self.refresh()
         ui.timer(2.0, self.refresh)

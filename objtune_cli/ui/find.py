@@ -8,11 +8,11 @@ from urllib.parse import urlencode
 from nicegui import events, ui
 
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.images import photo
 from objtune_cli.store import refs
 from objtune_cli.ui import command_lines, hint_shapes, hints, parts
 from objtune_cli.ui.canvas import Canvas, Pointer
 from objtune_cli.ui.hints import BoxHint, PhotoHints, PointHint, Stroke
+from objtune_cli.ui.photo_drop import photo_drop
 from objtune_cli.ui.workspace import Workspace
 
 TOOLS = {"object": "Object", "other": "Not it", "box": "Box", "add": "Brush +", "erase": "Brush −"}
@@ -48,8 +48,8 @@ class FindScreen:
             with ui.element("div").classes("stage"):
                 with ui.element("div").classes("tools").props('role="toolbar" aria-label="Tools"'):
                     self.tool = ui.toggle(TOOLS, value="object").props("no-caps unelevated")
-                    ui.button("Undo", on_click=self.undo).props("flat no-caps dense")
-                    ui.button("Clear", on_click=self.clear).props("flat no-caps dense")
+                    parts.button("Undo", self.undo, "bare").props("dense")
+                    parts.button("Clear", self.clear, "bare").props("dense")
                 self.place = ui.element("div").classes("picture-place")
                 self._build_further_tools()
             with ui.element("div").classes("panel"):
@@ -67,13 +67,10 @@ class FindScreen:
             parts.text("span", "brush", "faint")
             self.typed = parts.field("Point x,y or box x0,y0,x1,y1 (px)").classes("typed")
             self.typed.on("keydown.enter", self.add_typed)
-            ui.button("Add", on_click=self.add_typed).props("flat no-caps dense")
+            parts.button("Add", self.add_typed, "bare").props("dense")
 
     def _build_form(self) -> None:
-        self.upload = ui.upload(
-            label="Drop photos here", multiple=True, auto_upload=True, max_file_size=photo.MAX_BYTES, on_upload=self.receive,
-            on_rejected=lambda: parts.explain(f"at most {photo.MAX_BYTES >> 20} MiB are read"),
-        ).props('accept="image/*,.heic,.heif,.hif,.avif,.jxl,.jp2" flat bordered').classes("upload")  # fmt: skip
+        self.upload = photo_drop(self.receive)
         self.strip = ui.element("div").classes("strip")
         known = self.workspace.list_photos()
         if known:
@@ -85,9 +82,9 @@ class FindScreen:
                     self._thumbnail(name)
         self.word = parts.field("Class, for example dog", on_change=self.update_command)
         self.name = parts.field("Name (optional)", on_change=self.update_command)
-        self.search_button = ui.button("Find it by its class", on_click=self.find_by_class).props("outline no-caps")
+        self.search_button = parts.button("Find it by its class", self.find_by_class)
         self.verdict = parts.text("p", "", "verdict").props('role="status" aria-live="polite"')
-        self.learn_button = ui.button("Learn this object", on_click=self.learn).props("unelevated no-caps")
+        self.learn_button = parts.button("Learn this object", self.learn, "main")
         self.command = parts.CommandLine()
 
     def _thumbnail(self, name: str) -> None:
@@ -190,7 +187,7 @@ class FindScreen:
         """Take all hints back."""
         if self.current:
             self.current.actions.clear()
-            self.current.found = None
+            self.current.found, self.current.is_finished = None, False
             await self.follow(sketch=False)
 
     async def follow(self, *, sketch: bool) -> None:
@@ -201,20 +198,21 @@ class FindScreen:
         change, current.verdict = self.change, None
         if sketch:
             current.found = await self._call("sketch") if current.can_sketch else None
+            current.is_finished = False
         self.redraw()
         self.update()
-        if current.strokes or not current.can_sketch:
-            return await self._judge_mended(current)
-        ui.timer(PAUSE_SECONDS, lambda: self._finish(current, change), once=True)
-        return None
+        if current.can_sketch and not current.is_finished:
+            ui.timer(PAUSE_SECONDS, lambda: self._finish(current, change), once=True)
+        else:
+            await self._judge_mended(current)
 
     async def _judge_mended(self, current: PhotoHints) -> None:
+        """The verdict on a mask with strokes."""
         mask = current.mask()
         if mask is not None:
             opened = await asyncio.to_thread(self.workspace.open_photo, current.photo)
-            current.verdict = await asyncio.to_thread(
-                opened.judge, mask, current.target(self.class_word, self.object_name)
-            )
+            target = current.target(self.class_word, self.object_name)
+            current.verdict = await asyncio.to_thread(opened.judge, mask, target)
         self.update()
 
     async def _finish(self, current: PhotoHints, change: int) -> None:
@@ -222,10 +220,14 @@ class FindScreen:
         if change != self.change:
             return
         finished = await self._call("segment")
-        if finished is not None and change == self.change:
-            current.found, current.verdict = finished
-            self.redraw()
-            self.update()
+        if finished is None or change != self.change:
+            return
+        current.found, current.verdict = finished
+        current.is_finished = True
+        self.redraw()
+        if current.strokes:
+            await self._judge_mended(current)
+        self.update()
 
     async def find_by_class(self) -> None:
         """Find the object by its class word alone, or with the hints that are there."""

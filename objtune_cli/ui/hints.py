@@ -44,8 +44,9 @@ class PhotoHints:
     """One photo of the screen.
 
     Attributes:
-        scale: Stored pixels for each pixel of the file. found: Mask (H, W) uint8 of the model, without strokes.
-        verdict: Of the quality gate; None while the outline is not finished.
+        scale: Stored pixels for each pixel of the file. size: Width and height of the stored photo.
+        found: Mask (H, W) uint8 of the model, without strokes. is_finished: Whether its outline is finished.
+        verdict: Of the quality gate; None until it is known.
     """
 
     photo: str
@@ -53,6 +54,7 @@ class PhotoHints:
     size: tuple[int, int]
     actions: list[PointHint | BoxHint | Stroke] = field(default_factory=list)
     found: "np.ndarray | None" = None
+    is_finished: bool = False
     verdict: MaskVerdict | None = None
 
     @property

@@ -47,7 +47,7 @@ class LearnScreen:
                 self.every = parts.number("Samples every … steps", None, low=0, high=MAX_STEPS, on_change=self.update)
                 self.seed = parts.number("Seed", None, low=0, high=2**31 - 1, on_change=self.update)
             self.note = parts.text("p", "", "faint")
-            self.start_button = ui.button("Start", on_click=self.start).props("unelevated no-caps")
+            self.start_button = parts.button("Start", self.start, "main")
             self.command = parts.CommandLine()
         with ui.element("section").props('id="queue" aria-label="Queue"'):
             parts.text("h2", "Queue")

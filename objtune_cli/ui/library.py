@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from nicegui import ui
@@ -63,7 +63,7 @@ class LibraryScreen:
         self.place = ui.element("div").classes("library")
         adapters, problems = objects.list_adapters(workspace.store)
         with ui.element("section").classes("row report"):
-            ui.button("Write a report", on_click=self.report).props("outline no-caps").set_enabled(bool(adapters))
+            parts.button("Write a report", self.report).set_enabled(bool(adapters))
             self.report_place = ui.element("span")
         report = parts.CommandLine("The report on the command line")
         report.show(self._report_words())
@@ -105,9 +105,9 @@ class ObjectCard:
                 )
             with ui.element("div").classes("row"):
                 parts.link("Draw", f"/draw?{urlencode({'object': next(iter(record.objects))})}", "button")
-                ui.button("Export", on_click=self._ask_export).props("outline no-caps dense")
-                ui.button("Rename", on_click=self._ask_name).props("outline no-caps dense")
-                ui.button("Remove", on_click=self._ask_removal).props("outline no-caps dense color=negative")
+                parts.button("Export", self._ask_export).props("dense")
+                parts.button("Rename", self._ask_name).props("dense")
+                parts.button("Remove", self._ask_removal).props("dense")
             with ui.expansion("Versions and lineage", value=is_open).classes("faint-box") as details:
                 self._details = ui.element("div")
         if is_open:
@@ -132,7 +132,7 @@ class ObjectCard:
                 for version in self.adapter.versions:
                     parts.text("li", Ref("adapter", self.name, version))
             with ui.element("div").classes("sheets"):
-                for image in shown.images:
+                for image in (each for each in shown.images if not each.key.endswith("preview.png")):
                     ref, name = image.key.removesuffix(".png").rpartition("/")[::2]
                     kind, owner, folder = ref.split("/")[1:]
                     parts.picture(f"/files/artifact/{kind}/{owner}/{int(folder[1:])}/{name}.png", image.title)
@@ -157,8 +157,8 @@ class ObjectCard:
                         parts.link(name, f"/files/export/{self.name}/{name}").props("download").classes("download")
 
             with ui.element("div").classes("row"):
-                ui.button("Export", on_click=export).props("unelevated no-caps")
-                ui.button("Close", on_click=dialog.close).props("flat no-caps")
+                parts.button("Export", export, "main")
+                parts.button("Close", dialog.close, "bare")
         dialog.open()
 
     def _export_words(self, form: str) -> list[str]:
@@ -197,18 +197,20 @@ class ObjectCard:
 
             command.show(words())
             force.on_value_change(lambda: command.show(words()))
-            self._confirm(dialog, "Remove", words, colour="negative")
+            self._confirm(dialog, "Remove", words, kind="danger")
         dialog.open()
 
-    def _confirm(self, dialog: ui.dialog, label: str, words: Callable[[], list[str]], colour: str = "primary") -> None:
+    def _confirm(
+        self, dialog: ui.dialog, label: str, words: Callable[[], list[str]], kind: Literal["main", "danger"] = "main"
+    ) -> None:
         async def confirm() -> None:
             if await run_quick(words()) is not None:
                 dialog.close()
                 ui.navigate.to("/library")
 
         with ui.element("div").classes("row"):
-            ui.button(label, on_click=confirm).props(f"unelevated no-caps color={colour}")
-            ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
+            parts.button(label, confirm, kind)
+            parts.button("Cancel", dialog.close, "bare")
 
 
 def show_scores(shown: TrainedObject) -> None:

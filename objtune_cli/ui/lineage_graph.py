@@ -7,7 +7,7 @@ from nicegui import ui
 
 from objtune_cli.report import lineage
 from objtune_cli.report.lineage import Node
-from objtune_cli.ui import parts
+from objtune_cli.ui import canvas, parts
 from objtune_cli.ui.command_lines import clean_text
 
 
@@ -23,10 +23,10 @@ def show_lineage(nodes: Sequence[Node]) -> None:
             f'<text x="{x + 10:g}" y="{y + 19:g}" class="node-title">{escape(clean_text(node.title))}</text>'
             f'<text x="{x + 10:g}" y="{y + 36:g}" class="node-note">{escape(clean_text(node.note))}</text>'
         )
-    with ui.element("div").classes("graph"):
+    with ui.element("div").classes("graph").props('tabindex="0"'):
         picture = ui.interactive_image(size=(drawing.width, drawing.height), content="".join(shapes), events=[])
-        picture.props["aria-label"] = "Lineage: " + ", ".join(clean_text(node.title) for node in nodes)
-        picture.props('role="img"').style(f"width: {drawing.width:g}px")
+        picture.style(f"width: {drawing.width:g}px")
+        canvas.describe(picture, "Lineage: " + ", ".join(clean_text(node.title) for node in nodes))
     for node in nodes:
         if node.is_missing:
             parts.text("p", f"{node.title} is no longer in the project.", "note")

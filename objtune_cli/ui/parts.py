@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -63,11 +63,13 @@ def frame(workspace: Workspace, address: str) -> Iterator[None]:
 
 def _show_activity(workspace: Workspace) -> None:
     """How many commands run and wait, as a link to them."""
-    link = text("a", "", "activity").props('href="/learn#queue" role="status"')
+    with ui.element("span").classes("activity").props('role="status"'):
+        link = text("a", "", "").props('href="/learn#queue"')
 
     def refresh() -> None:
         active = [task for task in workspace.queue.tasks if task.is_active]
         link.set_text(f"{len(active)} in the queue" if active else "")
+        link.set_visibility(bool(active))
 
     refresh()
     ui.timer(2.0, refresh)
@@ -87,7 +89,7 @@ class CommandLine:
             text("span", label, "command-label")
             with ui.element("div").classes("command-row"):
                 self._code = text("code", "")
-                ui.button("Copy", on_click=self._copy).props("flat dense no-caps").classes("copy")
+                button("Copy", self._copy, "bare").props("dense")
 
     def show(self, words: Sequence[str]) -> None:
         """Show a command line, given by its words after `objtune`."""
@@ -103,6 +105,22 @@ def explain(error: ObjtuneError | str) -> None:
     """Show why something was refused, as the command line would."""
     message = error if isinstance(error, str) else ". ".join(part for part in (error.message, error.hint) if part)
     ui.notify(clean_text(message), type="negative", multi_line=True, timeout=10_000, close_button="Close")
+
+
+def button(
+    label: str, on_click: Callable[[], Any], kind: Literal["main", "plain", "bare", "danger"] = "plain"
+) -> ui.button:
+    """A button: filled for what the screen is for, framed, without a frame, or in the colour of what cannot be undone."""
+    color = {"main": "primary", "danger": "negative"}.get(kind)
+    shape = {"plain": "outline", "bare": "flat"}.get(kind, "unelevated")
+    return ui.button(label, on_click=on_click, color=color).props(f"{shape} no-caps").classes(f"{kind}-button")
+
+
+def icon_button(icon: str, label: str, on_click: Callable[[], Any]) -> ui.button:
+    """A button with a picture, and a label for those who do not see it."""
+    element = ui.button(icon=icon, on_click=on_click, color=None).props("flat dense round").classes("bare-button")
+    element.props["aria-label"] = label
+    return element
 
 
 def field(label: str, value: str = "", *, hint: str = "", on_change: Callable[[], Any] | None = None) -> ui.input:

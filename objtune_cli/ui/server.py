@@ -95,6 +95,7 @@ def _application() -> "FastAPI":
         api,
         title="objtune",
         dark=None,
+        language="en-US",
         tailwind=False,
         show_welcome_message=False,
         favicon=icon,

@@ -65,13 +65,9 @@ class TaskCard:
             self.message = parts.text("p", "", "note")
             self.result = ui.element("div").classes("result")
             with ui.element("div").classes("row"):
-                self.stop = ui.button("Stop", on_click=lambda: workspace.queue.stop(task)).props(
-                    "outline no-caps dense"
-                )
-                self.again = ui.button("Go on", on_click=self._resume).props("outline no-caps dense")
-                self.forget = ui.button("Remove from the list", on_click=lambda: workspace.queue.remove(task)).props(
-                    "flat no-caps dense"
-                )
+                self.stop = parts.button("Stop", lambda: workspace.queue.stop(task))
+                self.again = parts.button("Go on", self._resume)
+                self.forget = parts.button("Remove from the list", lambda: workspace.queue.remove(task), "bare")
         self.shown_state = ""
 
     def _resume(self) -> None:

@@ -1,55 +1,60 @@
-"""Chromium for tests: pages that open from disk, with all that went wrong in them."""
+"""Chromium for tests, and the page of `objtune ui` as a server in a thread of this process."""
 
 import contextlib
 import shutil
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
+from objtune_cli import api
 
-needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
-SERIOUS = ("serious", "critical")
-"""Impacts of faults that axe-core reports."""
-
-
-@dataclass
-class OpenPage:
-    """A page with the messages of its console, its errors, and the addresses that it asked for."""
-
-    view: Any
-    messages: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def open(self, file: Path, fragment: str = "") -> None:
-        """Open a file from disk, and wait until the browser shows its beginning."""
-        self.view.goto(file.resolve().as_uri() + fragment, wait_until="commit")
-
-    def find_faults(self) -> list[str]:
-        """The serious faults of accessibility that axe-core finds, with their elements."""
-        from axe_playwright_python.sync_playwright import Axe
-
-        return [
-            f"{fault['id']}: {node['html'][:200]}"
-            for fault in Axe().run(self.view).response["violations"]
-            if fault["impact"] in SERIOUS
-            for node in fault["nodes"]
-        ]
+CHROMIUM = shutil.which("chromium")
 
 
 @contextlib.contextmanager
-def open_browser(**options: Any) -> Iterator[OpenPage]:
-    """A page of a new browser; `options` are those of Playwright's `new_page`."""
+def serve_page(project: Path, tasks: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
+    """Serve the page of a project: its address with the token, and its workspace."""
+    from objtune_cli.ui import server
+    from objtune_cli.ui.tasks import TaskQueue
+    from objtune_cli.ui.workspace import Workspace
+
+    workspace = Workspace(api.project(project, **settings), project, TaskQueue(tasks))
+    opened = server.open_server(workspace, "127.0.0.1", None)
+    thread = threading.Thread(target=opened.run, daemon=True)
+    thread.start()
+    try:
+        yield opened.address, workspace
+    finally:
+        opened.stop()
+        workspace.queue.close()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def open_browser(address: str, **options: Any) -> Iterator[Any]:
+    """A page of headless Chromium at an address; errors in the page fail the test at the end."""
     from playwright.sync_api import sync_playwright
 
+    messages: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = OpenPage(browser.new_page(**options))
-        page.view.on("console", lambda message: page.messages.append(message.text))
-        page.view.on("pageerror", lambda error: page.messages.append(str(error)))
-        page.view.on("request", lambda request: page.requests.append(request.url))
-        try:
-            yield page
-        finally:
-            browser.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(**options)
+        view.set_default_timeout(60_000)
+        view.on(
+            "console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None
+        )
+        view.on("pageerror", lambda error: messages.append(str(error)))
+        view.goto(address)
+        yield view
+        browser.close()
+    assert messages == []
+
+
+def axe_faults(view: Any) -> list[str]:
+    """Serious and critical faults that axe-core finds."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    faults = Axe().run(view).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in faults if each["impact"] in ("serious", "critical")]
