@@ -87,11 +87,11 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], *, with_zero: bool = False
     if are_long:
         axes.set_yticks([])
         for place, row in zip(positions, rows, strict=True):  # each name above its interval
-            text = _shorten(row["method"])
+            text = _label(row["method"])
             at = (0.0, place + 0.28)
             axes.text(*at, text, transform=axes.get_yaxis_transform(), color=GREY, fontsize=FONT - 1)
     else:
-        axes.set_yticks(list(positions), [row["method"] for row in rows])
+        axes.set_yticks(list(positions), [_label(row["method"]) for row in rows])
     axes.set_ylim(0.4, len(rows) + (0.9 if are_long else 0.6))
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     axes.locator_params(axis="x", nbins=5)
@@ -152,10 +152,11 @@ def _to_svg(figure: Any) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # a page has many figures with these ids
 
 
-def _shorten(name: str) -> str:
-    """A name with its middle left out, if it is too long; settings at its end tell methods apart."""
+def _label(name: str) -> str:
+    """A name with its middle left out, if it is too long: settings at its end tell methods apart. A `$` begins no formula."""
     half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+    return short.replace("$", r"\$")
 
 
 def _smooth(values: Sequence[float | None]) -> list[float]:

@@ -44,6 +44,12 @@ SCORES: dict[str, tuple[str, float, bool]] = {
     "copy": ("0: as unlike the photo as any image of the class; 1: the photo itself", WARN_COPY, False),
 }
 """Meaning, limit and direction of each score by name."""
+GATE = {
+    "likeness": ("class probability", "min_class_probability"),
+    "score": ("score", "min_score"),
+    "margin": ("margin", "min_score_margin"),
+}
+"""Measures of a mask that its class word found, with their names and the settings that are their limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,13 @@ class Image:
     """An image of the store.
 
     Attributes:
-        key: Its key. title: What it shows. node: The mask whose photo it is, or empty.
+        key: Its key. title: What it shows. node: The mask whose photo it is, or empty. note: More about it.
     """
 
     key: str
     title: str
     node: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,15 @@ def read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObjec
     record = store.read_record(ref)
     nodes = lineage.read_nodes(store, record, [(scene.record, len(scene.images)) for scene in scenes])
     masks = [parse(node.key) for node in nodes if node.kind == "mask" and not node.is_missing]
-    images = [Image(f"{mask.images_key}overlay.png", f"the photo and its mask, {mask}", str(mask)) for mask in masks]
+    images = [
+        Image(
+            f"{mask.images_key}overlay.png",
+            f"the photo and its mask, {mask}",
+            str(mask),
+            _describe_gate(store.read_record(mask)),
+        )
+        for mask in masks
+    ]
     images += [
         Image(
             f"{ref.images_key}preview.png", "photo, the object in four places, and its class as the base still draws it"
@@ -174,6 +189,19 @@ def read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObjec
     command = shlex.join(["objtune", "generate", f"a photo of {placeholders} on the beach"])
     existing = tuple(image for image in images if store.has(image.key))
     return TrainedObject(record, existing, _read_history(store, ref), nodes, command)
+
+
+def _describe_gate(mask: Record) -> str:
+    """What the gate measured of a mask, and what it asked for; of a mask from a file or from hints only the area."""
+    passed = [
+        f"{name} {mask.metrics[metric]:.2f} of at least {mask.config[setting]:g}"
+        for metric, (name, setting) in GATE.items()
+        if metric in mask.metrics and setting in mask.config and "likeness" in mask.metrics
+    ]
+    parts = [f"gate: {', '.join(passed)}"] if passed else []
+    if "area" in mask.metrics:
+        parts.append(f"{mask.metrics['area']:.0%} of the photo")
+    return "; ".join(parts)
 
 
 def _read_history(store: Store, ref: Ref) -> Mapping[str, Any] | None:

@@ -48,6 +48,7 @@ def test_the_page_shows_an_object_and_its_scenes(project_with_dog: Any) -> None:
     text = Path("report.html").read_text()
     for title in ("the photo and its mask, mask/dog@1", "photo, the object in four places", "samples during training"):
         assert title in text
+    assert re.search(r"gate: class probability [\d.]+ of at least 0, score -?[\d.]+ of at least -99", text)
     assert text.count("data:image/webp;base64,") == 5  # mask, preview, samples, and two images of the scene
     for name in ("identity", "prompt", "drift", "copy"):
         assert f'<th scope="row">{name}</th>' in text

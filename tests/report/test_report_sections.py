@@ -102,7 +102,7 @@ def test_many_scenes_are_one_node(tmp_path: Path) -> None:
 def test_a_benchmark_shows_intervals_differences_and_images(tmp_path: Path) -> None:
     rows = [
         {"method": method, "measure": measure, "mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
-        for method in ("truth", "objtune", "objtune - <other>", "calibration floor")
+        for method in ("truth", "objtune", r"objtune - <$\frac$>", "calibration floor")
         for measure in ("seconds", "identity")
     ]
     (tmp_path / "bench.json").write_text(json.dumps({"command": "bench", "rows": rows}))
@@ -116,13 +116,13 @@ def test_a_benchmark_shows_intervals_differences_and_images(tmp_path: Path) -> N
     section = bench_section.describe(results)
     assert [name for name, _ in section["charts"]] == ["identity", "seconds"]
     (svg,) = {svg for name, svg in section["differences"] if name == "identity"}
-    assert "objtune - &lt;other&gt;" in svg and "truth" not in svg
+    assert "objtune - &lt;$\\frac$&gt;" in svg and "truth" not in svg
     assert "truth" in section["charts"][0][1] and "calibration" not in section["charts"][0][1]
     assert section["cases"] == ["dog-000"] and section["strips"]["dog-000"]["objtune"][1:] == [32, 8]
     shown = contents.Contents("bench", bench=results)
     text = "".join(page.render(Store.at(tmp_path), shown))
     assert '<th scope="row">calibration floor</th><td class="number">0 ±0</td>' in text
-    assert "<option>dog-000</option>" in text and "objtune - &lt;other&gt;" in text
+    assert "<option>dog-000</option>" in text and "objtune - &lt;$\\frac$&gt;" in text
 
 
 def test_the_published_results_can_be_shown() -> None:

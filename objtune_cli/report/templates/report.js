@@ -69,7 +69,7 @@
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
     for (const [name, colour, x0, y0, x1, y1] of scene.boxes) {
       const box = { x: x0 * width, y: y0 * height, width: (x1 - x0) * width, height: (y1 - y0) * height, rx: 1 };
-      svg.append(draw("rect", { ...box, class: "halo" }), draw("rect", { ...box, stroke: colour }), draw("text", { x: x0 * width + 3, y: y0 * height + 10, fill: colour }, name));
+      svg.append(draw("rect", { ...box, class: "halo" }), draw("rect", { ...box, stroke: colour }), draw("text", { x: box.x + 2, y: box.y + 2, fill: colour }, name));
     }
     return svg;
   };
