@@ -184,7 +184,7 @@ def current_text(text: str) -> str:
     return f"{renamed.key}{equals}{as_text(renamed.value(value))}" if renamed else text
 
 
-def former_text(text: str) -> str:
+def former_spelling(text: str) -> str:
     """The inverse of `current_text`."""
     key, equals, value = text.partition("=")
     for old, renamed in RENAMED.items():

@@ -190,7 +190,7 @@ def current_name(name: str) -> str:
 def former_name(name: str) -> str:
     """Return the first name of a method and of its settings, under which the keys of results are made."""
     method, *changes = _split(name)
-    return "+".join([former_names.FORMER_METHODS.get(method, method), *map(renamed_settings.former_text, changes)])
+    return "+".join([former_names.FORMER_METHODS.get(method, method), *map(renamed_settings.former_spelling, changes)])
 
 
 def _split(part: str) -> list[str]:

@@ -149,7 +149,7 @@ def _measure_composed(bench: SceneBench, ctx: StageContext, group: Group, config
     scales = bench.calibrations(group)
     detections = scene_scores.find_detections(bench.network, images, len(group.members))
     present = [scene_scores.find_present_objects(scales, things) for things in detections]
-    return values | scene_scores.compare_checks(checks, present), images
+    return values | scene_scores.score_presence_check(checks, present), images
 
 
 def _sample_plain(ctx: StageContext, group: Group, ref: Ref | None) -> np.ndarray:

@@ -74,7 +74,9 @@ def find_present_objects(scales: Sequence[Calibration], things: list[Detection])
     ]
 
 
-def compare_checks(verdicts: Sequence[Sequence[bool]], truth_verdicts: Sequence[Sequence[bool]]) -> dict[str, float]:
+def score_presence_check(
+    verdicts: Sequence[Sequence[bool]], truth_verdicts: Sequence[Sequence[bool]]
+) -> dict[str, float]:
     """Compare the verdicts of `compose`'s check with the evaluator's, by image and object; nothing without a check.
 
     Args:

@@ -199,7 +199,7 @@ def test_a_share_waits_for_the_object_that_another_one_trains(
 def test_a_check_is_held_against_the_evaluator(
     said: list[list[bool]], right: list[list[bool]], found: dict[str, float]
 ) -> None:
-    assert scene_scores.compare_checks(said, right) == pytest.approx(found)
+    assert scene_scores.score_presence_check(said, right) == pytest.approx(found)
 
 
 def test_what_is_no_method_is_told(cli) -> None:

@@ -151,7 +151,7 @@ def test_former_is_the_reverse_of_current() -> None:
 )
 def test_a_setting_as_text_goes_both_ways(former: str, today: str) -> None:
     assert renamed_settings.current_text(former) == today == renamed_settings.current_text(today)
-    assert renamed_settings.former_text(today) == former
+    assert renamed_settings.former_spelling(today) == former
 
 
 def test_a_composed_scene_keeps_the_object_guidance_of_its_refinement() -> None:
