@@ -180,7 +180,7 @@ def _refuse_unknown(key: str, allowed: set[str], where: str) -> None:
     if not names:  # no section, or an unknown one
         section, names = "", allowed
     name = key.removeprefix(section)
-    near = toml_files.find_similar(name, names)
+    near = toml_files.find_nearest(name, names)
     meant = f"did you mean {section}{near}? " if near else ""
     listed = _join(section, sorted(names))
     if len(listed) <= MAX_LIST_LENGTH:

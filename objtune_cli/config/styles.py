@@ -68,7 +68,7 @@ def find_styles(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style
         return [styles[name] for name in names]
     from objtune_cli.config import toml_files
 
-    near = toml_files.find_similar(missing, styles)
+    near = toml_files.find_nearest(missing, styles)
     meant = f"did you mean {near}? " if near else ""
     alternatives = f"styles: {', '.join(sorted(styles))}" if styles else f"write one into objtune.toml: {EXAMPLE}"
     raise UsageError(f"there is no style {missing}", f"{meant}{alternatives}")

@@ -125,7 +125,7 @@ def _quotes(line: str) -> str:
     return f"replace the typographic quotes ({quote}) with straight ones: \" or '" if quote else ""
 
 
-def find_similar(key: str, choices: Iterable[str]) -> str:
+def find_nearest(key: str, choices: Iterable[str]) -> str:
     """The key of `choices` that the user probably meant; "" if none is similar."""
     names = {name.lower(): name for name in choices}
     wanted = _normalize(key)

@@ -86,7 +86,7 @@ def _read_table(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: there is no such file", "give a file that lists jobs") from None
     unknown = sorted(set(table) - {"job", "defaults"})
     if unknown:
-        near = toml_files.find_similar(unknown[0], ("job", "defaults"))
+        near = toml_files.find_nearest(unknown[0], ("job", "defaults"))
         form = {"job": "[[job]]", "defaults": "[defaults]"}.get(near, "")
         raise InputError(
             f"unknown key {unknown[0]} in {file}",

@@ -118,7 +118,7 @@ def _suggest_key(key: str, value: Any, keys: Mapping[str, tuple[str, str]]) -> s
     if setting:
         return f'settings go into `set`: `set = "{setting}"`; '
     near = OTHER_NAMES.get(key.lower(), "")
-    near = near if near in keys else toml_files.find_similar(key, keys)
+    near = near if near in keys else toml_files.find_nearest(key, keys)
     return f"did you mean `{near} = {keys[near][1]}`? " if near else ""
 
 

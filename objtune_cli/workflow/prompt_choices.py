@@ -82,7 +82,7 @@ def read_wildcard(folder: Path, name: str) -> tuple[str, ...]:
 
 def _suggest_wildcards(folder: Path, name: str) -> str:
     names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt"))
-    near = toml_files.find_similar(name, names)
+    near = toml_files.find_nearest(name, names)
     more = ", …" if len(names) > MAX_NAMES else ""
     alternatives = (
         ", ".join(f"__{each}__" for each in names[:MAX_NAMES]) + more if names else f"write {folder / name}.txt"

@@ -56,9 +56,9 @@ def test_a_mistake_is_answered_with_the_form(text: str, hint: str, tmp_path: Pat
 
 
 def test_the_nearest_key() -> None:
-    assert toml_files.find_similar("Photos", ("photo", "class")) == "photo"
-    assert toml_files.find_similar("max-time", ("max_time", "mask")) == "max_time"
-    assert toml_files.find_similar("colour", ("photo", "class")) == ""
+    assert toml_files.find_nearest("Photos", ("photo", "class")) == "photo"
+    assert toml_files.find_nearest("max-time", ("max_time", "mask")) == "max_time"
+    assert toml_files.find_nearest("colour", ("photo", "class")) == ""
 
 
 def test_a_project_file_from_windows_is_read(cli, project: Path) -> None:
