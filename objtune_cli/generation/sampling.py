@@ -16,7 +16,7 @@ from objtune_cli.generation import late_start, prompt_phases
 from objtune_cli.generation.guidance import extra_guidance
 from objtune_cli.generation.prompt_phases import PhaseConditions
 from objtune_cli.generation.settings import SamplingSettings
-from objtune_cli.models import finite_checks
+from objtune_cli.models import finite_checks, memory_savings
 from objtune_cli.models.adapter_state import disabled
 from objtune_cli.models.base_model import BaseModel, set_steps
 from objtune_cli.models.conditioning import Conditioning
@@ -110,6 +110,7 @@ def _run_pipeline(
         size: Height and width of the images, px.
         callback: The pipeline's step callback.
     """
+    memory_savings.offload_language_model(model)
     out = pipe(
         **model.family.pipeline_kwargs(condition, negative),
         latents=latents.to(model.device, model.dtype),

@@ -8,7 +8,7 @@ from torch import nn
 
 from objtune_cli.errors import ResourceError
 from objtune_cli.models.base_model import BaseModel
-from objtune_cli.runtime.memory import empty_cache
+from objtune_cli.runtime.memory import MB, available_mb, empty_cache
 
 T = TypeVar("T")
 
@@ -40,6 +40,20 @@ def reduce_memory(model: BaseModel, *, checkpointing: bool, quantised: str) -> N
         quantise(model, bits=8 if quantised == "8bit" else 4)
     if checkpointing:
         model.denoiser.enable_gradient_checkpointing()
+
+
+def offload_language_model(model: BaseModel) -> None:
+    """Move a language model to the CPU if the free memory of its GPU is smaller than it; it comes back with the next prompt.
+
+    A quantised one stays.
+    """
+    if model.device.type != "cuda" or not model.family.reads_with_language_model:
+        return
+    parameters = list(model.text_encoder.parameters())
+    size = sum(p.nbytes for p in parameters) / MB
+    if all(p.is_floating_point() for p in parameters) and available_mb("cuda") < size:
+        model.text_encoder.to("cpu")
+        empty_cache("cuda")
 
 
 def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: bool) -> T:

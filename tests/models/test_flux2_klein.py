@@ -285,3 +285,19 @@ def test_pictures_beside_the_prompt_are_those_of_diffusers(model: BaseModel, pip
     )[0][:, :64]  # fmt: skip
     torch.testing.assert_close(ours, pipe._unpack_latents_with_ids(theirs, image_ids), rtol=0, atol=1e-6)
     assert not torch.allclose(ours, without, atol=1e-3)
+
+
+def test_the_language_model_leaves_a_gpu_that_is_full(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While images are drawn; the next prompt brings it back."""
+    moves: list[str] = []
+    encoder = model.text_encoder
+    monkeypatch.setattr(encoder, "to", lambda device: moves.append(str(device)) or encoder)
+    monkeypatch.setattr(memory_savings, "empty_cache", lambda kind: None)
+    for device, free in (("cuda", 1e6), ("cpu", 0.0), ("cuda", 0.0)):
+        monkeypatch.setattr(memory_savings, "available_mb", lambda kind, free=free: free)
+        model.device = torch.device(device)
+        memory_savings.offload_language_model(model)
+    assert moves == ["cpu"]
+    model.device = CPU
+    sample(model, PROMPT, [0], SamplingSettings(num_inference_steps=1, guidance_scale=1.0))
+    assert moves == ["cpu", "cpu", "cpu"]  # the prompt and the empty negative prompt

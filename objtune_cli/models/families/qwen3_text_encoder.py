@@ -74,9 +74,8 @@ def encode(model: "BaseModel", texts: list[str], max_tokens: int, states: Sequen
     mask = (ids != model.tokenizer.pad_token_id).long()
     if max_tokens:
         ids, mask = ids[:, :max_tokens], mask[:, :max_tokens]
-    hidden = model.text_encoder(
-        input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-    ).hidden_states
+    encoder = model.text_encoder.to(model.device)  # it may be offloaded
+    hidden = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
     return torch.cat([hidden[k] for k in states], dim=-1).to(model.dtype)
 
 
