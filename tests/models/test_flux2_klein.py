@@ -1,6 +1,8 @@
 """FLUX.2 klein against diffusers: prompts, latents, the flow, training levels, images; placeholder tokens in Qwen3."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from objtune_cli.config.sections import Embed
 from objtune_cli.embedding import prototype
+from objtune_cli.errors import DamagedError, IncompatibleError, MissingError
 from objtune_cli.generation.sampling import resample, sample
 from objtune_cli.generation.settings import SamplingSettings
 from objtune_cli.lora import layers as adapter
@@ -301,3 +304,31 @@ def test_the_language_model_leaves_a_gpu_that_is_full(model: BaseModel, monkeypa
     model.device = CPU
     sample(model, PROMPT, [0], SamplingSettings(num_inference_steps=1, guidance_scale=1.0))
     assert moves == ["cpu", "cpu", "cpu"]  # the prompt and the empty negative prompt
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_encoder", {"hidden_size": 24}, "takes text features of width 48, its text encoder gives 72"),
+        ("text_encoder", {"model_type": "mistral3"}, "has a text encoder of another kind: mistral3"),
+        ("text_encoder", {"num_hidden_layers": 6}, "num_hidden_layers in text_encoder/config.json is 6"),
+        ("vae", {"_class_name": "AutoencoderKL"}, "has an AutoencoderKL as its vae"),
+        ("vae", {"latent_channels": 16}, "its denoiser takes 16 channels, and latents have 64"),
+    ],
+)
+def test_parts_of_other_models_are_one_line(
+    folder: Path, tmp_path: Path, part: str, change: dict[str, Any], message: str
+) -> None:
+    """Before any weights are opened."""
+    shutil.copytree(folder, tmp_path / "base")
+    config = tmp_path / "base" / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises((IncompatibleError, DamagedError), match=message):
+        loading.load(tmp_path / "base", CPU, torch.float32)
+
+
+def test_a_folder_without_its_encoder_names_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "text_encoder")
+    with pytest.raises(MissingError, match="text_encoder/config.json"):
+        registry.resolve(str(tmp_path / "base"))

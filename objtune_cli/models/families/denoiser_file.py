@@ -10,6 +10,7 @@ from objtune_cli.errors import DamagedError, IncompatibleError
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families.component_loading import first_line, refuse_incomplete
 from objtune_cli.models.families.family import Family
+from objtune_cli.models.families.flow import FlowFamily
 
 PREFIX = re.compile(r"^(?:model\.)?diffusion_model\.")
 """What ComfyUI puts before the keys of some files."""
@@ -25,7 +26,7 @@ class DenoiserFile:
         shapes: Shape of each tensor, by its key without prefixes.
     """
 
-    family: Family
+    family: FlowFamily
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -52,7 +53,8 @@ def read(path: Path, families: tuple[Family, ...]) -> DenoiserFile | None:
     """
     header = folders.read_header(path)
     shapes = {PREFIX.sub("", key): tuple(each["shape"]) for key, each in header.items() if key != "__metadata__"}
-    family = next((family for family in families if family.is_denoiser_file(shapes)), None)
+    flows = (family for family in families if isinstance(family, FlowFamily))
+    family = next((family for family in flows if family.is_denoiser_file(shapes)), None)
     if family is None:
         return None
     for key, each in header.items():

@@ -88,6 +88,10 @@ class Family(LatentSpace):
         """
         raise NotImplementedError
 
+    def explain_mismatch(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        """Why components do not fit together, by their configs; "" if they do, or if only loading them tells."""
+        return ""
+
     def fingerprint_extra(self, folder: Path) -> str:
         """Text that a base's fingerprint covers in addition to its components; "" by default."""
         return ""
@@ -151,18 +155,6 @@ class Family(LatentSpace):
     def options(self, folder: Path) -> dict[str, Any]:
         """Options of the family in `model_index.json`, for `BaseModel.options`."""
         return {}
-
-    def is_denoiser_file(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether tensors, by their original names, are those of a file with this family's denoiser alone."""
-        return False
-
-    def denoiser_size(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Size of the denoiser in such a file, for comparison with `configured_size`, and for messages."""
-        raise NotImplementedError
-
-    def configured_size(self, denoiser: Mapping[str, Any]) -> str:
-        """Size of a denoiser by its config."""
-        raise NotImplementedError
 
     def distilled_from(self, folder: Path) -> str:
         """Name of the base to train instead, if the folder's model was distilled to few steps; "" if it was not."""

@@ -1,5 +1,6 @@
 """What families of rectified flows share: noising, target, noise levels of training, and the scheduler."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,18 @@ class FlowFamily(Family):
         return schedulers.read_config(
             folder, {key: value for key, value in overrides.items() if key != "prediction_type"}, flow=True
         )
+
+    def is_denoiser_file(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors, by their original names, are those of a file with this family's denoiser alone."""
+        return False
+
+    def denoiser_size(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Size of the denoiser in such a file, for comparison with `configured_size`, and for messages."""
+        raise NotImplementedError
+
+    def configured_size(self, denoiser: Mapping[str, Any]) -> str:
+        """Size of a denoiser by its config."""
+        raise NotImplementedError
 
     def training_levels(self, model: "BaseModel", cells: int) -> "Tensor":
         """Noise levels sigma of the training timesteps, ascending, for images of `cells` latent cells."""

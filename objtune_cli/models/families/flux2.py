@@ -74,6 +74,13 @@ class _Flux2Klein(FlowFamily):
         """The family has its own pipeline class."""
         return pipeline == self.pipeline
 
+    def explain_mismatch(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        """The denoiser reads three hidden states of the text encoder side by side."""
+        width, hidden = configs[self.denoiser].get("joint_attention_dim"), configs["text_encoder"].get("hidden_size")
+        if not isinstance(width, int) or not isinstance(hidden, int) or width == 3 * hidden:
+            return ""
+        return f"its denoiser takes text features of width {width}, its text encoder gives {3 * hidden}"
+
     def is_denoiser_file(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """By the modulation that all blocks share, which FLUX.1 does not have."""
         return {"double_stream_modulation_img.lin.weight", "single_blocks.0.linear1.weight"} <= shapes.keys()

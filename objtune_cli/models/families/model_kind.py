@@ -96,6 +96,9 @@ def check_configs(family: "Family", folder: Path, configs: Mapping[str, Mapping[
             f"{name} normalises its latents by their mean and deviation (latents_mean in vae/config.json)",
             "such bases are not supported yet",
         )
+    mismatch = family.explain_mismatch(configs)
+    if mismatch:
+        raise IncompatibleError(f"{name} has components that do not fit together: {mismatch}", WORDS_ALONE)
     if family.denoiser == "unet":
         _check_unet(family, name, denoiser, configs)
 
