@@ -105,6 +105,14 @@ def _front_matter(record: Record, family: Family) -> str:
     return "\n".join([*lines, f"instance_prompt: {json.dumps('a photo of ' + words)}", "---", "", ""])
 
 
+def _describe_words(family: Family, word: str, class_word: str) -> str:
+    """How other tools name the object in a prompt."""
+    if not file_names.of_family(family).tools_read_embeddings:
+        return f"""diffusers reads the embedding as below. Other tools take the LoRA alone: write "{class_word}" in the object's place there."""
+    return f"""In A1111 and Forge the name of the file in `embeddings/` is the word: `{word}`; in ComfyUI `embedding:{word}`. A file that is
+renamed to a common word takes that word over: as `{class_word}.safetensors` it would make every {class_word} of any prompt this one."""
+
+
 def _body(
     record: Record,
     family: Family,
@@ -134,8 +142,7 @@ def _body(
 
 {triggers}
 
-In A1111 and Forge the name of the file in `embeddings/` is the word: `{words[first]}`; in ComfyUI `embedding:{words[first]}`. A file that is
-renamed to a common word takes that word over: as `{class_word}.safetensors` it would make every {class_word} of any prompt this one.
+{_describe_words(family, words[first], class_word)}
 
 ## Files
 

@@ -18,6 +18,7 @@ class FileNames:
         version: `ss_base_model_version` in kohya's files.
         kohya_network_module: `ss_network_module` in kohya's files.
         hub_tag: Tag of the family on the Hugging Face hub.
+        tools_read_embeddings: Whether A1111, Forge and ComfyUI read embedding files of the family.
         embedding_keys: Keys of a token's vectors in an embedding file, one per text encoder; empty if the token is the only key.
     """
 
@@ -25,6 +26,7 @@ class FileNames:
     version: ClassVar[str]
     kohya_network_module: ClassVar[str] = "networks.lora"
     hub_tag: ClassVar[str] = "stable-diffusion"
+    tools_read_embeddings: ClassVar[bool] = True
     embedding_keys: ClassVar[tuple[str, ...]] = ()
 
     def to_kohya(self, layers: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
@@ -101,6 +103,7 @@ class _Flux2KleinFileNames(FileNames):
     version = "flux_2_klein_4b"
     kohya_network_module = "networks.lora_flux_2"
     hub_tag = "flux2-klein"
+    tools_read_embeddings = False
 
     def to_kohya(self, layers: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
         """Use the original names, with queries, keys and values of double-stream blocks fused into one layer."""

@@ -110,7 +110,9 @@ def test_the_cards_lines_run(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     """Its own lines, on the base in a folder: diffusers encodes the prompt as we do, difference 0."""
     ref, _, rows = published(Store.at(tmp_path / "store"), folder, NAME, "cross-kv")
     export.run(Store.at(tmp_path / "store"), ref, "hub", tmp_path / "out")
-    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'Other tools take the LoRA alone: write "dog"' in card and "A1111" not in card
+    code = card.split("```python\n")[1].split("```")[0]
     assert 'Pipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-4B")' in code
     opened = Pipeline.from_pretrained(folder, local_files_only=True)
     monkeypatch.setattr(Flux2KleinPipeline, "from_pretrained", lambda *_: opened)
