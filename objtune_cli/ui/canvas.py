@@ -53,6 +53,12 @@ class Canvas:
         self.element.on("mouse", receive, js_handler=FORWARD)
         self.element.on("contextmenu", js_handler="(e) => e.preventDefault()")
 
+    def resize(self, size: tuple[int, int]) -> None:
+        """Change the size of a canvas without a picture."""
+        self.size = size
+        self.element.props["size"] = size
+        self.element.update()
+
     def draw(self, shapes: str) -> None:
         """Show shapes: SVG elements in pixels of the picture."""
         self.element.set_content(shapes)

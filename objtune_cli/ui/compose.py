@@ -19,7 +19,7 @@ from objtune_cli.ui.workspace import Workspace
 from objtune_cli.workflow.prompt_text import write_strengths
 
 SIDE = 640
-"""Width and height of the canvas, px of its own."""
+"""Longer side of the canvas, px of its own."""
 GRIP = 36.0
 """Distance from a corner within which a drag changes the size, px."""
 DIGITS = 2
@@ -160,7 +160,8 @@ class ComposeScreen:
 
     def point(self, pointer: Pointer) -> None:
         """Move a box, or change its size."""
-        x, y = pointer.x / SIDE, pointer.y / SIDE
+        width, height = self.canvas.size
+        x, y = pointer.x / width, pointer.y / height
         if pointer.kind == "down":
             self.drag = find_drag([place.box for place in self.places], x, y)
         if self.drag is None:
@@ -178,8 +179,9 @@ class ComposeScreen:
 
     def _draw(self) -> None:
         shapes = []
+        width, height = self.canvas.size
         for i, place in enumerate(self.places):
-            x0, y0, x1, y1 = (value * SIDE for value in place.box)
+            x0, y0, x1, y1 = (value * side for value, side in zip(place.box, (width, height) * 2, strict=True))
             shapes.append(canvas.rectangle((x0, y0, x1, y1), colour_of(i), 3, fill=0.12))
             shapes.append(canvas.dot(x1, y1, colour_of(i), 9))
             shapes.append(
@@ -201,6 +203,9 @@ class ComposeScreen:
     def update(self) -> None:
         """Show boxes and command line."""
         if hasattr(self, "command"):
+            size = canvas_size(self.sampling.ratio)
+            if size != self.canvas.size:
+                self.canvas.resize(size)
             self._draw()
             self.button.set_enabled(bool(self.places and self.prompt.text))
             self.command.show(self.words())
@@ -226,6 +231,11 @@ class ComposeScreen:
         self.sampling.fill(record)
         self.update()
         return None
+
+
+def canvas_size(ratio: float) -> tuple[int, int]:
+    """Width and height of the canvas, px, for images of a width over height."""
+    return (SIDE, round(SIDE / ratio)) if ratio >= 1 else (round(SIDE * ratio), SIDE)
 
 
 def colour_of(index: int) -> str:

@@ -1,5 +1,7 @@
 """The screen Draw: prompts that name trained objects, and a gallery of what was drawn."""
 
+import asyncio
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +22,17 @@ from objtune_cli.ui.workspace import Workspace
 from objtune_cli.workflow.prompt_text import write_strengths
 
 SCENES_PER_PAGE = 24
+REFRESH_SECONDS = 3.0
 SIZES = {"": "as the base", "1:1": "1:1", "3:2": "3:2", "2:3": "2:3", "16:9": "16:9", "9:16": "9:16"}
+COMPLETE = """(event) => {
+  const field = event.target, open = /<([a-z0-9._-]*)$/i.exec(field.value)
+  const name = open && NAMES.find((each) => each.startsWith(open[1].toLowerCase()))
+  if (!name) return
+  event.preventDefault()
+  field.value = `${field.value.slice(0, open.index)}<${name}> `
+  field.dispatchEvent(new Event('input', {bubbles: true}))
+}"""
+"""Completes a name in the browser, so that letters which are typed meanwhile are not lost."""
 _OPEN_NAME = re.compile(r"<([a-z0-9._-]*)$", re.I)
 
 
@@ -51,11 +63,7 @@ class PromptField:
             "Prompt, for example: a photo of <rex> on the beach", value=value, on_change=self._change
         )
         self.element.props("outlined autogrow rows=2 spellcheck=false").classes("grow")
-        self.element.on(
-            "keydown.tab",
-            self._complete_first,
-            js_handler="(e) => { if (/<[a-z0-9._-]*$/i.test(e.target.value)) { e.preventDefault(); emit(e) } }",
-        )
+        self.element.on("keydown.tab", js_handler=COMPLETE.replace("NAMES", json.dumps(names)))
         self.offers = ui.element("div").classes("chips").props('role="group" aria-label="Objects for the prompt"')
         self._offer()
 
@@ -87,11 +95,6 @@ class PromptField:
         gap = "" if not text or text.endswith(" ") else " "
         self.element.set_value(f"{text}{gap}<{name}> ")
         self.element.run_method("focus")
-
-    def _complete_first(self) -> None:
-        found = self._matching()
-        if found:
-            self._insert(found[0])
 
     def _change(self) -> None:
         self._offer()
@@ -126,6 +129,13 @@ class SamplingFields:
             "--guidance": self.guidance.value,
             "--negative": clean_text(self.negative.value or ""),
         }
+
+    @property
+    def ratio(self) -> float:
+        """Width over height of the images; 1 where it is the base's own."""
+        match = re.fullmatch(r"(\d+)[x:](\d+)", clean_text(self.size.value or "") or self.aspect.value or "")
+        width, height = (int(match[1]), int(match[2])) if match else (1, 1)
+        return min(max(width / height, 0.25), 4.0) if width and height else 1.0
 
     def fill(self, record: Record) -> None:
         """Take the settings of a scene."""
@@ -200,18 +210,20 @@ class Gallery:
         self.place = ui.element("div").classes("gallery")
         self.more = parts.button("Show more", self._show_more)
         self.empty = parts.text("p", "Nothing is drawn yet.", "faint")
-        self.refresh()
-        ui.timer(2.0, self.refresh)
+        self._show_all(objects.list_scenes(workspace.store, self.limit))
+        ui.timer(REFRESH_SECONDS, self.refresh)
 
-    def _show_more(self) -> None:
+    async def _show_more(self) -> None:
         self.limit += SCENES_PER_PAGE
-        self.refresh()
+        await self.refresh()
 
-    def refresh(self) -> None:
+    async def refresh(self) -> None:
         """Show the scenes again if there are others."""
-        listed = objects.list_scenes(self.workspace.store, self.limit)
-        if listed == self.listed and listed:
-            return
+        listed = await asyncio.to_thread(objects.list_scenes, self.workspace.store, self.limit)
+        if listed != self.listed:
+            self._show_all(listed)
+
+    def _show_all(self, listed: list[Ref]) -> None:
         self.listed = listed
         self.empty.set_visibility(not listed)
         self.more.set_visibility(len(listed) == self.limit)

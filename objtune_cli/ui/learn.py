@@ -7,6 +7,7 @@ from fastapi import Request
 from nicegui import ui
 
 from objtune_cli.errors import ObjtuneError
+from objtune_cli.store import checkpoints
 from objtune_cli.ui import command_lines, parts
 from objtune_cli.ui.command_lines import TrainingPhoto, clean_text
 from objtune_cli.ui.task_cards import TaskList
@@ -52,6 +53,7 @@ class LearnScreen:
         with ui.element("section").props('id="queue" aria-label="Queue"'):
             parts.text("h2", "Queue")
             self.tasks = TaskList(workspace, "train")
+            show_unfinished(workspace)
         self.update()
 
     def words(self) -> list[str]:
@@ -105,6 +107,16 @@ class LearnScreen:
         ui.notify("In the queue")
         self.tasks.refresh()
         return None
+
+
+def show_unfinished(workspace: Workspace) -> None:
+    """Say which runs stopped before this page was opened, in another one or in a shell."""
+    if any(task.is_active for task in workspace.queue.tasks):
+        return
+    for run in checkpoints.list_checkpoints(workspace.store):
+        for name, state in run.runs.items():
+            text = f"A training of {name} stopped at step {state['step']} of {state['total']}. The same photo, mask and settings go on with it."
+            parts.text("p", text, "faint")
 
 
 def describe_masks(masked: int, count: int) -> str:

@@ -161,7 +161,8 @@ def describe_progress(task: Task) -> str:
     if task.state == "waiting":
         return "It starts when those before it are done."
     if task.state in ("done", "stopped"):
-        at = f", at step {progress.step} of {progress.total}" if task.state == "stopped" and progress.total else ""
+        is_inside = task.state == "stopped" and progress.total
+        at = f", in {progress.stage}: {progress.step} of {progress.total}" if is_inside else ""
         return f"after {format_seconds(progress.seconds)}{at}"
     if not progress.stage:
         return "starts …"

@@ -52,6 +52,8 @@ class Progress:
         for name in event.keys() - {"event", "seconds", "stage", "step", "total", "eta"}:
             if event[name] is not None:
                 curve = self.curves.setdefault(name, [])
+                while curve and curve[-1][0] >= self.step:  # a run that goes on repeats the steps after its checkpoint
+                    curve.pop()
                 curve.append((self.step, float(event[name])))
                 if len(curve) > MAX_POINTS:
                     del curve[1::2]
@@ -112,8 +114,9 @@ class Task:
                     self.progress.add(json.loads(line))
 
     def reset(self) -> None:
-        """Forget what an earlier run of the same command reported."""
-        self.state, self.progress, self.document, self.code, self._read = "waiting", Progress(), {}, 0, 0
+        """Prepare another run of the same command, which goes on with the curves of this one."""
+        progress = Progress(curves=self.progress.curves)
+        self.state, self.progress, self.document, self.code, self._read = "waiting", progress, {}, 0, 0
 
     def _last_error_line(self) -> str:
         with contextlib.suppress(OSError):

@@ -72,7 +72,7 @@ def test_from_a_dropped_photo_to_an_export(project: Path, base: Path, dog_photo:
         view.get_by_label("Images", exact=True).fill("2")
         view.get_by_role("button", name="Draw", exact=True).click()
         wait_done(view, "objtune generate")
-        assert view.locator(".gallery .scene img").count() == 2
+        view.locator(".gallery .scene img").nth(1).wait_for()
         assert view.locator(".gallery .prompt").text_content() == "a photo of <rex> & 'friends'"
         go(view, "Library")
         view.get_by_role("button", name="Export").click()
@@ -80,10 +80,15 @@ def test_from_a_dropped_photo_to_an_export(project: Path, base: Path, dog_photo:
         with view.expect_download() as download:
             view.get_by_role("link", name="pytorch_lora_weights.safetensors").click()
         assert download.value.path().stat().st_size > 1000
+        view.get_by_role("button", name="Close").click()
+        view.get_by_role("button", name="Rename").click()
+        view.get_by_label("New name").fill("max")
+        view.get_by_role("dialog").get_by_role("button", name="Rename").click()
+        view.get_by_role("heading", name="max").wait_for()
     store = Store.at(project)
     assert [str(ref) for ref in store.list() if ref.kind in ("mask", "adapter", "scene")] == [
-        "mask/rex@1",
-        "adapter/rex@1",
+        "mask/max@1",
+        "adapter/max@1",
         "scene/rex@1",
     ]
     assert sorted(path.name for path in (project / "photos").iterdir()) == ["photo-rex.mask.png", "photo.jpg"]
@@ -143,6 +148,10 @@ def test_the_object_is_found_with_the_keyboard_alone(project: Path, dog_photo: P
             view.keyboard.press("Tab")
             assert view.evaluate("document.activeElement.textContent") == "Skip to content"
             view.locator(".picture-place img").evaluate("image => image.decode()")
+            view.locator("input[type=file]").set_input_files(
+                {"name": "x.png", "mimeType": "image/png", "buffer": b"%PDF"}
+            )
+            view.get_by_text("x.png is a PDF document").wait_for()
             view.get_by_label("Class, for example dog").press_sequentially("dog")
             for text in ("150,200,620,560", "320,350"):
                 view.get_by_label("Point x,y or box").press_sequentially(text)

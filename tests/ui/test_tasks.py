@@ -72,6 +72,7 @@ def test_a_stopped_command_goes_on_as_the_same_command(queue: TaskQueue) -> None
     queue.resume(task)
     until(lambda: task.state == "running" and (task.refresh(), task.progress.step)[1] == 3)
     assert task.words == ("train", "wait") and queue.tasks == [task]
+    assert task.progress.curves == {"loss": [(3, 0.5)]}  # the step is repeated, and counts once
     queue.remove(task)
     assert queue.tasks == [task]  # it runs
 

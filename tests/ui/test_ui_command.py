@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from objtune_cli.ui import server
+from tests.conftest import REPOSITORY
 from tests.support.json_schema import check
 
 pytest.importorskip("nicegui", reason="the extra ui is not installed")
@@ -64,6 +66,17 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(cli: Any, served: list[serv
 def test_what_cannot_be_shown_is_one_line(cli: Any, line: tuple[str, ...], code: int, message: str) -> None:
     done = cli(*line)
     assert (done.code, done.out) == (code, "") and message in done.err, done.err
+
+
+def test_the_commands_of_the_guide_open_the_page(cli: Any, dog_photo: Path, served: list[server.Server]) -> None:
+    shutil.copy(dog_photo, "photo.jpg")
+    guide = (REPOSITORY / "docs/how-to/ui.md").read_text()
+    lines = re.findall(r"^objtune (ui.*)$", guide, re.M)
+    for line in lines:
+        words = [word for word in shlex.split(line) if word not in ("--port", "8765")]
+        done = cli(*words, "--no-browser")
+        assert done.code == 0 and done.out.startswith("http://127.0.0.1:"), done.err
+    assert len(lines) == len(served) == 3
 
 
 def test_without_the_extra_one_line_says_what_to_install(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
