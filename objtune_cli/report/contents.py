@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from objtune_cli.errors import DamagedError, MissingError
+from objtune_cli.errors import ObjtuneError
 from objtune_cli.report import lineage, scene_layout
 from objtune_cli.report.bench_results import BenchResults
 from objtune_cli.report.lineage import Node
@@ -141,7 +141,7 @@ def read_project(
         for version in store.list_versions("scene", name):
             try:
                 scene = read_scene(store, Ref("scene", name, version))
-            except (DamagedError, MissingError) as error:
+            except ObjtuneError as error:
                 contents.problems.append(error.message)
                 continue
             adapters = lineage.adapters_of(scene.record)
@@ -153,7 +153,7 @@ def read_project(
     for ref in newest if only is None else only:
         try:
             contents.objects.append(read_object(store, ref, scenes_of.get(str(ref), [])))
-        except (DamagedError, MissingError) as error:
+        except ObjtuneError as error:
             contents.problems.append(error.message)
     return contents
 
@@ -165,7 +165,7 @@ def read_object(store: Store, ref: Ref, scenes: Sequence[Scene]) -> TrainedObjec
         scenes: Those that it was used for.
 
     Raises:
-        DamagedError, MissingError: It cannot be read.
+        MissingError, DamagedError, IncompatibleError: It cannot be read.
     """
     record = store.read_record(ref)
     nodes = lineage.read_nodes(store, record, [(scene.record, len(scene.images)) for scene in scenes])
@@ -220,7 +220,7 @@ def read_scene(store: Store, ref: Ref) -> Scene:
     """Read a scene with its images and the command that draws it again.
 
     Raises:
-        DamagedError, MissingError: It cannot be read.
+        MissingError, DamagedError, IncompatibleError: It cannot be read.
     """
     record = store.read_record(ref)
     keys = sorted(entry.key for entry in store.backend.list(ref.images_key) if entry.key.endswith(".png"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from objtune_cli.errors import DamagedError, MissingError
+from objtune_cli.errors import ObjtuneError
 from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref, parse
 from objtune_cli.store.store import Store
@@ -87,7 +87,7 @@ def read_nodes(store: Store, adapter: Record, scenes: Sequence[tuple[Record, int
             elif ref and ref not in nodes:
                 try:
                     waiting.append(store.read_record(parse(ref)))
-                except (DamagedError, MissingError):
+                except ObjtuneError:
                     nodes[ref] = replace(_name(parse(ref)), note="no longer here", is_missing=True)
     root = str(adapter.ref)
     nodes = {key: _link(node, root) for key, node in nodes.items()}

@@ -1,22 +1,26 @@
 """The report in a real browser: it opens from disk without a network, shows its images, and works by keyboard."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from objtune_cli.store.store import Store
-from tests.support.browser import OpenPage, needs_chromium, open_browser
+from tests.support.browser import axe_faults, needs_chromium, open_browser
 from tests.support.quick_runs import write_settings
 from tests.support.report_projects import add_bench, add_object, add_scene
 
-pytestmark = [pytest.mark.commands, needs_chromium]
+pytestmark = needs_chromium
 PHONE = {"viewport": {"width": 390, "height": 844}}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 
 
+@pytest.mark.commands
 @pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
 def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> None:
     write_settings(base, max_steps=4)
@@ -24,9 +28,10 @@ def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> No
     for seed in (1, 2):
         cli("generate", "a photo of <dog> & 'friends' in the snow", "-n", 2, "--seed", seed)
     assert cli("report").code == 0
-    with open_browser(**PHONE, color_scheme="dark") as page:
-        view = page.view
-        page.open(Path("report.html"))
+    requests: list[str] = []
+    with open_browser(Path("report.html").resolve().as_uri(), **PHONE, color_scheme="dark") as view:
+        view.on("request", lambda request: requests.append(request.url))
+        view.reload()
         view.wait_for_selector(".scene img")
         assert view.locator(".scene").count() == 2 and view.locator(".scene img").count() == 4
         assert view.locator(".scene p").first.text_content() == "a photo of <dog> & 'friends' in the snow"
@@ -42,8 +47,7 @@ def test_the_report_opens_from_disk(cli: Any, base: Path, dog_photo: Path) -> No
         assert not view.locator("dialog").is_visible()
         view.locator(".scene button.copy").first.click()
         view.get_by_text("Copied").wait_for()
-    assert page.messages == []
-    assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == []
+    assert requests and [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +82,15 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, report_file: Path) -> Iterator[OpenPage]:
-    with open_browser(**request.param) as page:
-        page.open(report_file)
-        page.view.wait_for_selector(".scene img")
-        yield page
-    assert page.messages == []
+def view(request: pytest.FixtureRequest, report_file: Path) -> Iterator[Any]:
+    with open_browser(report_file.as_uri(), **request.param) as view:
+        view.wait_for_selector(".scene img")
+        yield view
 
 
-@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
-def test_a_link_of_the_lineage_opens_the_page_of_its_scene(page: OpenPage) -> None:
-    view = page.view
+@pytest.mark.commands
+@pytest.mark.parametrize("view", [DESKTOP], indirect=True)
+def test_a_link_of_the_lineage_opens_the_page_of_its_scene(view: Any) -> None:
     assert view.locator(".place").text_content() == "page 1 of 2"
     graph = view.locator('[id="adapter/cup@1"] svg.wide')
     assert graph.locator("text:not(.faint)").all_text_contents() == [
@@ -106,9 +108,9 @@ def test_a_link_of_the_lineage_opens_the_page_of_its_scene(page: OpenPage) -> No
     assert view.locator(".place").text_content() == "page 2 of 2"
 
 
-@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
-def test_a_layout_lies_over_its_images_and_can_be_hidden(page: OpenPage) -> None:
-    scene = page.view.locator('[id="scene/cup-rex@1"]')
+@pytest.mark.parametrize("view", [DESKTOP], indirect=True)
+def test_a_layout_lies_over_its_images_and_can_be_hidden(view: Any) -> None:
+    scene = view.locator('[id="scene/cup-rex@1"]')
     boxes = scene.locator("svg rect[stroke]")
     assert boxes.count() == 4 and scene.locator("svg text").all_text_contents()[:2] == ["rex", "cup"]
     image, box = scene.locator("img").first.bounding_box(), boxes.first.bounding_box()
@@ -117,13 +119,14 @@ def test_a_layout_lies_over_its_images_and_can_be_hidden(page: OpenPage) -> None
     assert box["height"] == pytest.approx(0.7 * image["height"], abs=4)
     assert scene.get_by_text("missing or mixed: <cup>").count() == 1
     scene.get_by_label("Layout").focus()
-    page.view.keyboard.press("Space")
+    view.keyboard.press("Space")
     assert not boxes.first.is_visible()
 
 
-@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
-def test_images_of_two_methods_share_a_frame_with_a_slider(page: OpenPage) -> None:
-    compare = page.view.locator(".compare")
+@pytest.mark.commands
+@pytest.mark.parametrize("view", [DESKTOP], indirect=True)
+def test_images_of_two_methods_share_a_frame_with_a_slider(view: Any) -> None:
+    compare = view.locator(".compare")
     over, under = compare.locator(".over"), compare.locator(".under")
     assert (over.get_attribute("alt"), under.get_attribute("alt")) == ("cup-001, objtune", "cup-001, truth")
     assert over.bounding_box() == under.bounding_box()
@@ -132,29 +135,33 @@ def test_images_of_two_methods_share_a_frame_with_a_slider(page: OpenPage) -> No
     assert under.get_attribute("alt") == "dog-000, dreambooth-lora"
     slider = compare.get_by_role("slider")
     slider.focus()
-    page.view.keyboard.press("Home")
+    view.keyboard.press("Home")
     assert compare.locator(".slider").evaluate("element => element.style.getPropertyValue('--cut')") == "0%"
 
 
-@pytest.mark.parametrize("page", [PHONE, DESKTOP, PHONE | {"color_scheme": "dark"}], indirect=True)
-def test_axe_finds_no_serious_fault_and_nothing_is_cut_off(page: OpenPage) -> None:
-    view = page.view
+@pytest.mark.commands
+@pytest.mark.parametrize("view", [PHONE, DESKTOP, PHONE | {"color_scheme": "dark"}], indirect=True)
+def test_axe_finds_no_serious_fault_and_nothing_is_cut_off(view: Any) -> None:
     for details in view.locator("details").all():
         details.evaluate("element => { element.open = true; }")
     assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
     is_phone = view.viewport_size["width"] == PHONE["viewport"]["width"]
     assert view.locator("svg.tall").first.is_visible() == is_phone
     assert view.locator("svg.wide").first.is_visible() != is_phone
-    assert page.find_faults() == []
+    assert axe_faults(view) == []
+    brightness = np.asarray(Image.open(io.BytesIO(view.screenshot())).convert("L")).mean()
+    is_dark = view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert brightness < 100 if is_dark else brightness > 150
     view.locator(".scene button.image").first.click()
-    assert page.find_faults() == []
+    assert axe_faults(view) == []
 
 
-@pytest.mark.parametrize("page", [DESKTOP | {"color_scheme": "dark"}], indirect=True)
-def test_paper_is_white_and_has_all_but_what_needs_a_click(page: OpenPage) -> None:
-    page.view.emulate_media(media="print")
-    assert page.view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    page.view.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.view.locator("details table").first.is_visible()
-    assert not page.view.locator(".pager, .sections, .compare").first.is_visible()
-    assert page.view.locator(".scene img").first.is_visible()
+@pytest.mark.commands
+@pytest.mark.parametrize("view", [DESKTOP | {"color_scheme": "dark"}], indirect=True)
+def test_paper_is_white_and_has_all_but_what_needs_a_click(view: Any) -> None:
+    view.emulate_media(media="print")
+    assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    view.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert view.locator("details table").first.is_visible()
+    assert not view.locator(".pager, .sections, .compare").first.is_visible()
+    assert view.locator(".scene img").first.is_visible()

@@ -1,4 +1,4 @@
-"""Chromium for tests, and the page of `objtune ui` as a server in a thread of this process."""
+"""Chromium for tests of reports and of pages, and the page of `objtune ui` as a server in a thread of this process."""
 
 import contextlib
 import shutil
@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from objtune_cli import api
 
 CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @contextlib.contextmanager
@@ -33,8 +36,12 @@ def serve_page(project: Path, tasks: Path, **settings: Any) -> Iterator[tuple[st
 
 
 @contextlib.contextmanager
-def open_browser(address: str, **options: Any) -> Iterator[Any]:
-    """A page of headless Chromium at an address; errors in the page fail the test at the end."""
+def open_browser(address: str, *, wait_until: str = "load", **options: Any) -> Iterator[Any]:
+    """A page of headless Chromium at an address; errors in the page fail the test at the end.
+
+    Args:
+        wait_until: The event that ends the wait for the page, as Playwright names it.
+    """
     from playwright.sync_api import sync_playwright
 
     messages: list[str] = []
@@ -46,7 +53,7 @@ def open_browser(address: str, **options: Any) -> Iterator[Any]:
             "console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None
         )
         view.on("pageerror", lambda error: messages.append(str(error)))
-        view.goto(address)
+        view.goto(address, wait_until=wait_until)
         yield view
         browser.close()
     assert messages == []
