@@ -166,7 +166,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def tower(source: Path, model: base_model.BaseModel, index: int = 0) -> clip.Clip:
         with _disable_current_modes():
-            found = towered(source, SimpleNamespace(text_encoders=model.text_encoders, device=CPU), index)  # type: ignore[arg-type]
+            alike = SimpleNamespace(text_encoders=model.text_encoders, device=CPU, family=model.family)
+            found = towered(source, alike, index)  # type: ignore[arg-type]
         if model.device == DEVICE:
             moved(found.clip)
             found.device = DEVICE
