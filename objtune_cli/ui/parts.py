@@ -123,10 +123,9 @@ def icon_button(icon: str, label: str, on_click: Callable[[], Any]) -> ui.button
     return element
 
 
-def field(label: str, value: str = "", *, hint: str = "", on_change: Callable[[], Any] | None = None) -> ui.input:
+def field(label: str, value: str = "", *, on_change: Callable[[], Any] | None = None) -> ui.input:
     """A field for one line of text."""
-    element = ui.input(label, value=value, on_change=on_change).props("outlined dense")
-    return element.props(f'hint="{hint}"') if hint else element
+    return ui.input(label, value=value, on_change=on_change).props("outlined dense")
 
 
 def number(

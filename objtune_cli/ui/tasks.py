@@ -93,9 +93,7 @@ class Task:
         """Why it failed, with the hint; "" if it did not."""
         if self.state != "failed":
             return ""
-        error = self.document.get("error", {})
-        text = ". ".join(part for part in (error.get("message", ""), error.get("hint", "")) if part)
-        return text or self._last_error_line() or f"it ended with code {self.code}"
+        return _read_error(self.document) or self._last_error_line() or f"it ended with code {self.code}"
 
     def live_image(self) -> Path | None:
         """The newest samples, once there are some."""
@@ -243,9 +241,7 @@ class Finished:
     @property
     def error(self) -> str:
         """Why it failed, with the hint; "" if it did not."""
-        error = self.document.get("error", {})
-        text = ". ".join(part for part in (error.get("message", ""), error.get("hint", "")) if part)
-        return "" if self.code == 0 else text or f"it ended with code {self.code}"
+        return "" if self.code == 0 else _read_error(self.document) or f"it ended with code {self.code}"
 
 
 def run_now(words: Sequence[str], seconds: float = 120.0) -> Finished:
@@ -257,6 +253,12 @@ def run_now(words: Sequence[str], seconds: float = 120.0) -> Finished:
         process.terminate()
         out, _ = process.communicate()
     return Finished(process.returncode, _parse_document(out))
+
+
+def _read_error(document: dict[str, Any]) -> str:
+    """Message and hint of a document; "" where it has no error."""
+    error = document.get("error", {})
+    return ". ".join(part for part in (error.get("message", ""), error.get("hint", "")) if part)
 
 
 def _parse_document(data: bytes) -> dict[str, Any]:
