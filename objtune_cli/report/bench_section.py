@@ -12,7 +12,7 @@ CALIBRATION = re.compile(r"calibration (floor|ceiling)")
 """Methods that are the raw values behind 0 and 1."""
 DIFFERENCE = re.compile(r".+ - .+")
 """Methods that are differences of two."""
-SHORT = re.compile(r"_s$|^seconds|_mb$")
+COST = re.compile(r"_s$|^seconds|_mb$")
 """Measures of cost, which come last."""
 
 
@@ -39,7 +39,7 @@ def describe(results: BenchResults) -> dict[str, Any]:
 
 def _draw_measures(rows: Sequence[Mapping[str, Any]], *, with_zero: bool = False) -> list[tuple[str, str]]:
     """Each measure with its plot; measures of cost come last."""
-    measures = sorted(dict.fromkeys(row["measure"] for row in rows), key=lambda name: bool(SHORT.search(name)))
+    measures = sorted(dict.fromkeys(row["measure"] for row in rows), key=lambda name: bool(COST.search(name)))
     return [
         (name, charts.draw_intervals([row for row in rows if row["measure"] == name], with_zero=with_zero))
         for name in measures

@@ -105,10 +105,7 @@ def arrange(nodes: Iterable[Node], *, is_wide: bool) -> Drawing:
     """Lay out a graph in ranks: from left to right for a wide page, from top to bottom for a phone."""
     by_key = {node.key: node for node in nodes}
     ranks = _rank(by_key)
-    rows: list[list[Node]] = []
-    for rank in sorted(set(ranks.values())):
-        row = [node for node in by_key.values() if ranks[node.key] == rank]
-        rows.append(row)
+    rows = [[node for node in by_key.values() if ranks[node.key] == rank] for rank in sorted(set(ranks.values()))]
     corners = _place_columns(rows) if is_wide else _place_rows(rows)
     edges = tuple(
         _draw_edge(corners[source], corners[node.key], is_wide=is_wide)

@@ -34,6 +34,7 @@ def render(store: Store, contents: Contents) -> Iterator[str]:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("objtune_cli.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals.update(node_width=lineage.WIDTH, node_height=lineage.HEIGHT)
     pages = paginate(contents.scenes)
     num_images = sum(len(scene.images) for scene in contents.scenes)
     failed_jobs = [job for job in contents.jobs if job.get("code")]

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 SHEET, IMAGE, MANY_IMAGE, STRIP = 1400, 320, 192, 1024
 """Longest side of a sheet, of an image, of an image among more than `MANY`, and of a strip of a benchmark, px."""
 MANY = 2000
-"""Images from which they are smaller, so that a page of 10,000 has about 50 MB."""
+"""Images from which they are smaller, so that a page of 10,000 has about 65 MB."""
 QUALITY, EFFORT = 80, 1
 """Quality of WebP, and its effort from 0 to 6; the encoder's default of 4 takes three times as long and saves 15 % of the bytes."""
-
 UNREADABLE = "this image cannot be read"
 
 
