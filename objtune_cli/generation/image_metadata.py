@@ -40,13 +40,13 @@ def infotext(
         pairs["Schedule type"] = schedule
     pairs |= {"CFG scale": f"{config.guidance_scale:g}", "Seed": seed}
     if config.guidance_interval_high < 1:
-        pairs["CFG below"] = f"{config.guidance_interval_high:g}"
+        pairs["Guidance interval high"] = f"{config.guidance_interval_high:g}"
     if config.prompt_guidance_scale > 0:
-        pairs["Scene guidance"] = f"{config.prompt_guidance_scale:g}"
+        pairs["Prompt guidance"] = f"{config.prompt_guidance_scale:g}"
     if config.subject_conditioning_start < 1:
-        pairs["Object below"] = f"{config.subject_conditioning_start:g}"
+        pairs["Subject conditioning start"] = f"{config.subject_conditioning_start:g}"
     if config.autoguidance_scale > 0:
-        pairs["Object guidance"] = f"{config.autoguidance_scale:g}"
+        pairs["Autoguidance"] = f"{config.autoguidance_scale:g}"
     if config.prompt_syntax == "comfyui":
         pairs["Prompt syntax"] = "ComfyUI"
     pairs |= {"Size": f"{size[0]}x{size[1]}", "Model": model, **hashes, "Version": f"objtune {__version__}"}

@@ -308,8 +308,8 @@ def test_pictures_begin_as_the_class_where_it_is_asked_for(trained):
     }
     assert found["-1"] == found["1"] and Image.open(found["0.5"]).tobytes() != Image.open(found["1"]).tobytes()
     assert (
-        "Object below: 0.5" in Image.open(found["0.5"]).text["parameters"]
-        and "Object below" not in Image.open(found["1"]).text["parameters"]
+        "Subject conditioning start: 0.5" in Image.open(found["0.5"]).text["parameters"]
+        and "Subject conditioning start" not in Image.open(found["1"]).text["parameters"]
     )
     composed = {
         level: lines(

@@ -53,10 +53,10 @@ def test_every_value_comes_back(model: str) -> None:
         "Seed": "12",
         "Size": "512x768",
         "Model": model,
-        "CFG below": "0.8",
-        "Scene guidance": "2",
-        "Object guidance": "0.5",
-        "Object below": "0.8",
+        "Guidance interval high": "0.8",
+        "Prompt guidance": "2",
+        "Autoguidance": "0.5",
+        "Subject conditioning start": "0.8",
     }
     assert values.items() >= wanted.items()
 
@@ -76,7 +76,7 @@ def test_without_a_negative_prompt_there_is_no_line_of_it() -> None:
         (32, 32),
         "toybox",
     )
-    assert text.count("\n") == 1 and "CFG below" not in text and "guidance" not in text
+    assert text.count("\n") == 1 and "Guidance interval high" not in text and "guidance" not in text
 
 
 SETTINGS = (
