@@ -1,6 +1,7 @@
 """The recipe's command line: parts that need trained states, and the sheet of samples."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,10 @@ def test_a_sheet_is_sampled_with_the_settings_of_the_base(tmp_path: Path, monkey
     monkeypatch.setattr(samples, "draw", draw)
     command.sheet(TOYBOX_FOLDER, PRESETS["cpu"], tmp_path)
     assert asked == [(64, 128, 20, 2.5)] and (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize(("name", "steps"), [("cpu", 0), ("marked", PRESETS["marked"].vae_steps)])
+def test_a_base_of_the_same_world_is_trained_further_with_its_latents(name: str, steps: int) -> None:
+    preset = command.continued(replace(PRESETS[name], start=str(TOYBOX_FOLDER)))
+    assert preset.vae_steps == steps and preset.denoiser_steps > 0
+    assert command.continued(PRESETS[name]) == PRESETS[name]

@@ -1,6 +1,7 @@
 """`python -m objtune_cli.toybox.recipe PART --preset cpu --work DIR`: train the base from scratch."""
 
 import argparse
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", type=Path, default=Path("toybox-work"), help="Folder for data, states and samples.")
     parser.add_argument("--steps", type=int, help="Steps of this part in place of the preset's.")
-    parser.add_argument("--start", default="", help="A published base to grow from: its weights are inherited.")
+    parser.add_argument(
+        "--start", default="", help="A published base to grow from; one of the same dial is trained further."
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="Default: cuda for the gpu preset.")
     parser.add_argument("--seconds", type=float, default=480.0, help="Processor seconds of each variant of `compare`.")
     parser.add_argument("--threads", type=int, help="CPU threads.")
@@ -47,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    preset = replace(PRESETS[args.preset], start=args.start)
+    preset = continued(replace(PRESETS[args.preset], start=args.start))
     if args.part == "sheet":
         sheet(args.out or TOYBOX_FOLDER, preset, args.work)
         return
@@ -56,11 +59,19 @@ def main() -> None:
     run(args.part, preset, args)
 
 
+def continued(preset: Preset) -> Preset:
+    """The preset without training of the text encoder and the VAE, where its start is of the same dial and has the latents already."""
+    record = Path(preset.start) / "toybox.json" if preset.start else None
+    if record is None or not record.exists() or json.loads(record.read_bytes())["dial"] != preset.dial:
+        return preset
+    return replace(preset, text_steps=0, vae_steps=0)
+
+
 def run(part: str, preset: Preset, args: argparse.Namespace) -> None:
     """Load what the part needs, train it, print samples."""
     work: Path = args.work
     if part in ("publish", "compare"):  # with the present state of each part
-        needed = PARTS[1:5] if part == "publish" else PARTS[1:3]
+        needed = ("text", "vae", "denoiser") if part == "publish" else ("text", "vae")
         missing = [p for p in needed if not (work / f"{p}.safetensors").exists()]
         if missing:
             raise SystemExit(f"error: {work} contains no trained {', '.join(missing)}")

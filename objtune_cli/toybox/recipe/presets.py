@@ -96,7 +96,7 @@ MARKED = replace(
     CPU,
     dial="marked",
     latent_channels=16,
-    vae_steps=12_000,
+    vae_steps=5_000,
     vae_batch=8,
     vae_lr=1e-3,
     vae_kl=1e-4,
