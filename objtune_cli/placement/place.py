@@ -140,11 +140,21 @@ def _find_region(
         boxes.append(regions.from_pixels(thing.box, size))
     if location.box:
         boxes.append(regions.from_box(location.box, size))
+        calmer = regions.find_calmer_box(picture.rgb, location.box, trained_objects.aspect_ratio(ctx, item))
+        if calmer and not location.replaced and not location.mask and not ctx.base.picture_input:
+            ctx.report.note(
+                f"the region shows something, which the object is drawn over: --replace and its class word remove it, "
+                f"or --at {_format_box(calmer)} is free"
+            )
     if not boxes:
         box = regions.propose_box(picture.rgb, trained_objects.aspect_ratio(ctx, item))
-        ctx.report.note(f"placed by default: --at {','.join(f'{v:.2f}' for v in box)}")
+        ctx.report.note(f"placed by default: --at {_format_box(box)}")
         boxes.append(regions.from_box(box, size))
     return regions.union(boxes), replaced, inputs
+
+
+def _format_box(box: Box) -> str:
+    return ",".join(f"{v:.2f}" for v in box)
 
 
 def _segment(ctx: StageContext, into: Path, word: str) -> StageResult:
