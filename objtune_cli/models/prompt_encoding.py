@@ -26,6 +26,9 @@ A1111_WINDOW, COMMA_BACKTRACK = 75, 20
 LONG_WORD = 8
 """Number of tokens from which ComfyUI splits a word at the end of a chunk."""
 
+ROUNDING = 1e-5
+"""Means below this fraction of the mean magnitude are rounding errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
@@ -197,9 +200,11 @@ def multiply(states: Tensor, weights: Tensor) -> Tensor:
 
 
 def _restore_mean(states: Tensor, weighted: Tensor) -> Tensor:
-    """Scale each chunk of `weighted` (K, L, d) to the mean of `states`; a chunk whose mean is 0 stays."""
+    """Scale each chunk of `weighted` (K, L, d) to the mean of `states`; a chunk whose mean is 0, up to rounding, stays."""
     before, after = states.mean(dim=(1, 2), keepdim=True), weighted.mean(dim=(1, 2), keepdim=True)
-    return weighted * torch.where(after == 0, torch.ones_like(after), before / after)
+    rounding = ROUNDING * weighted.abs().mean(dim=(1, 2), keepdim=True)
+    is_zero = torch.minimum(before.abs(), after.abs()) <= rounding
+    return weighted * torch.where(is_zero, torch.ones_like(after), before / after)
 
 
 def interpolate(states: Tensor, weights: Tensor, empty: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def test_the_whole_path_on_a_file(cli: Callable, one: Callable[[str], Path], dog
         (
             {single_file.ENTRANCE: (8, 9, 3, 3), "cond_stage_model.transformer.x": (1,), "first_stage_model.x": (1,)},
             IncompatibleError,
-            "inpainting model: its denoiser takes 9",
+            "inpainting model: its denoiser takes a mask and a picture",
         ),
     ],
 )

@@ -258,7 +258,8 @@ def test_a_run_whose_sentences_of_measuring_are_too_long_is_kept_without_scores(
     trainer = SimpleNamespace(
         tokens=SimpleNamespace(trainable={"dog": None}, sync=lambda: None), shares_model=False, step=5
     )
-    assert publish._self_evaluate(ctx, trainer, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
+    run = SimpleNamespace(trainer=trainer, log_prefix="")
+    assert publish._self_evaluate(ctx, run, SimpleNamespace(scores=scores)) == {}  # type: ignore[arg-type]
     assert said == ["no scores: <dog> is at tokens 70 to 78 of the prompt, but the base reads only the first 76"]
 
 
