@@ -153,10 +153,9 @@ class TaskQueue:
         with self._changed:
             if task.state == "waiting":
                 task.state = "stopped"
-            elif task.state == "running" and task.process is not None:
+            elif task.state == "running":
                 task.state = "stopping"
-                with contextlib.suppress(ProcessLookupError):
-                    task.process.send_signal(signal.SIGINT)
+                _interrupt(task)
 
     def resume(self, task: Task) -> None:
         """Run the same command again behind those that wait; it goes on where it stopped."""
@@ -208,7 +207,10 @@ class TaskQueue:
         events.write_bytes(b"")
         plumbing = ["--json", "--events", str(events), "--live", str(task.folder)]
         with (task.folder / "stdout.json").open("wb") as out, (task.folder / "stderr.txt").open("wb") as err:
-            task.process = start_process([*plumbing, *task.words], out, err)
+            with self._changed:
+                task.process = start_process([*plumbing, *task.words], out, err)
+                if task.state == "stopping":  # since before there was a process
+                    _interrupt(task)
             task.code = task.process.wait()
         task.document = _parse_document((task.folder / "stdout.json").read_bytes())
         task.refresh()
@@ -216,6 +218,13 @@ class TaskQueue:
         task.state = (
             "done" if task.code == 0 else "stopped" if was_stopped or task.code < 0 or task.code >= 128 else "failed"
         )
+
+
+def _interrupt(task: Task) -> None:
+    """Send Ctrl-C to the process of a task, if it has one."""
+    if task.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            task.process.send_signal(signal.SIGINT)
 
 
 def start_process(words: Sequence[str], out: Any, err: Any) -> "subprocess.Popen[bytes]":

@@ -94,6 +94,19 @@ def test_a_closing_server_stops_what_runs_and_starts_nothing(queue: TaskQueue) -
     assert first.process is not None and first.process.poll() == 130
 
 
+def test_a_command_is_stopped_before_it_has_a_process(queue: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tasks.start_process
+
+    def start_after_stop(*given: Any) -> Any:
+        queue.stop(queue.tasks[0])
+        return start(*given)
+
+    monkeypatch.setattr(tasks, "start_process", start_after_stop)
+    task = queue.add(["train", "wait"])
+    until(lambda: task.state == "stopped")
+    assert task.process is not None and task.process.poll() != 0
+
+
 def test_long_curves_are_thinned() -> None:
     progress = Progress()
     for step in range(1, 3001):
