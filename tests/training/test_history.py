@@ -76,7 +76,7 @@ def test_the_strip_has_a_column_per_sample_and_a_row_per_prompt(train: Callable[
 def test_curves_and_samples_survive_an_interruption(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
-    train("--sample-every", 1)
+    train("--sample-every", 2)
     unbroken, strip, whole = curves(), (FOLDER / "samples.png").read_bytes(), adapter()
     shutil.rmtree("artifacts/adapter")
 
@@ -91,9 +91,9 @@ def test_curves_and_samples_survive_an_interruption(
 
     monkeypatch.setattr(run_loop, "SAVE_INTERVAL", -1.0)
     monkeypatch.setattr(parallel_trainers, "train_step", stop_after_three)
-    assert train("--sample-every", 1).code == 130
+    assert train("--sample-every", 2).code == 130
     monkeypatch.setattr(parallel_trainers, "train_step", take_step)
-    resumed = train("--sample-every", 1)
+    resumed = train("--sample-every", 2)
     assert "resumes at step 3 of 4" in resumed.err
     document = curves()
     assert adapter() == whole and (FOLDER / "samples.png").read_bytes() == strip
