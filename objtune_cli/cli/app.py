@@ -155,7 +155,8 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command line; its exit code."""
-    invocation = options.Invocation(json="--json" in argv, verbose="--verbose" in argv or "-v" in argv)
+    is_verbose = "--verbose" in argv or "-v" in argv
+    invocation = options.Invocation(json="--json" in argv, verbose=is_verbose, words=tuple(argv))
     try:
         options.refuse_empty(argv)
         if count := launcher.requested_processes(argv) if "train" in argv else 0:

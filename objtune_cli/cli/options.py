@@ -149,9 +149,11 @@ class Invocation:
 
     Attributes:
         shared: Values of the shared options before the command's name.
+        words: The whole command line.
     """
 
     json: bool = False
     verbose: bool = False
     command: str = ""
     shared: dict[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()

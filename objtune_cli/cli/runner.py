@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from objtune_cli import paths
-from objtune_cli.cli import console, environment, options, streams
+from objtune_cli.cli import console, environment, options, streams, typed_command
 from objtune_cli.cli.former_options import NOTES
 from objtune_cli.cli.option_groups import KEY, GroupedCommand
 from objtune_cli.cli.progress import ConsoleProgress
@@ -58,6 +58,7 @@ class CommandRun:
 
     Attributes:
         options: Values of the shared options. groups: The command line's arguments with the options behind them.
+        words: The whole command line; empty where no one typed it.
         resources: Closed when the command ends.
     """
 
@@ -67,6 +68,7 @@ class CommandRun:
     report: CommandReporter
     stop: StopFlag
     groups: OptionGroups = field(default_factory=list)
+    words: tuple[str, ...] = ()
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started: float = field(default_factory=time.monotonic)
     _reported: set[str] = field(default_factory=set)
@@ -116,7 +118,13 @@ class CommandRun:
             Common, **{key: self.options.get(key) for key in ("base", "device", "precision")}, strict_base=strict
         )
         return StageContext(
-            project, settings, common, self.report, bool(self.options.get("force")), self.stop.stop_signal
+            project,
+            settings,
+            common,
+            self.report,
+            bool(self.options.get("force")),
+            self.stop.stop_signal,
+            command=typed_command.keep(self.words),
         )
 
 
@@ -184,7 +192,8 @@ def wrap_command(
         common = {key: values.pop(key) or invocation.shared.get(key) for key in shared}
         common, values = _with_paths(common), _with_paths(values)
         invocation.json, invocation.verbose = common["json"], common["verbose"]
-        return _run(name, function, common, values, ctx.meta.get(KEY, []), ctx.meta.get(NOTES, []))
+        notes = ctx.meta.get(NOTES, [])
+        return _run(name, function, common, values, ctx.meta.get(KEY, []), notes, invocation.words)
 
     del command.__wrapped__
     options.add_options(command, {p.name: (p.annotation, p.default) for p in own} | shared)
@@ -209,12 +218,13 @@ def _run(
     values: dict[str, Any],
     groups: OptionGroups,
     notes: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> int:
     """Run one command and print its result; returns its exit code if it ends without an error."""
     is_follower = environment.is_follower(name)
     loggers = MetricLoggers() if is_follower else open_loggers(common, name)
     progress = ConsoleProgress(quiet=common["quiet"] or is_follower)
-    run = CommandRun(name, common, progress, CommandReporter(progress, loggers), StopFlag(), groups)
+    run = CommandRun(name, common, progress, CommandReporter(progress, loggers), StopFlag(), groups, tuple(words))
     for note in notes:
         run.report.note(note)
     code = 1

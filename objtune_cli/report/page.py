@@ -11,6 +11,7 @@ from typing import Any
 from objtune_cli.errors import ResourceError
 from objtune_cli.report import bench_section, charts, lineage, thumbnails
 from objtune_cli.report.contents import Contents, Scene, TrainedObject
+from objtune_cli.report.plain_text import clean_values, remove_unseen
 from objtune_cli.report.thumbnails import Thumbnail
 from objtune_cli.store.store import Store
 from objtune_cli.version import __version__
@@ -32,7 +33,11 @@ def render(store: Store, contents: Contents) -> Iterator[str]:
     except ImportError:
         raise ResourceError("a report needs other packages", "`pip install 'objtune[report]'`") from None
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("objtune_cli.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("objtune_cli.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: remove_unseen(value) if type(value) is str else value,
     )
     environment.globals.update(node_width=lineage.WIDTH, node_height=lineage.HEIGHT)
     pages = paginate(contents.scenes)
@@ -122,7 +127,8 @@ def _describe_scene(scene: Scene, made: Sequence[Thumbnail]) -> dict[str, Any]:
 
 def _to_json(value: Any) -> str:
     """JSON that is safe within a `<script>` element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    text = json.dumps(clean_values(value), separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
 
 
 def _resource(name: str) -> str:

@@ -26,6 +26,7 @@ class UnfinishedRun:
         key: Key of the run.
         runs: Adapter name to {"step", "total", "inputs"}. config, base: Of the first of them, as in its record.
         computed: Device, number formats, threads and version of torch.
+        words, folder: The command line that resumes it, and where; empty where none does.
     """
 
     file: str
@@ -34,6 +35,8 @@ class UnfinishedRun:
     config: Mapping[str, Any]
     base: Mapping[str, str]
     computed: str
+    words: tuple[str, ...] = ()
+    folder: str = ""
 
 
 def list_checkpoints(store: Store) -> list[UnfinishedRun]:
@@ -46,11 +49,24 @@ def list_checkpoints(store: Store) -> list[UnfinishedRun]:
             record, _, _ = _read_header(store, entry.key)
             about = record.get("about")
             if isinstance(about, dict) and about.get("runs"):
-                key = str(record.get("run"))
+                key, command = str(record.get("run")), about.get("command", {})
                 unfinished[key] = UnfinishedRun(
-                    entry.key, key, about["runs"], about["config"], about["base"], about["computed"]
+                    entry.key,
+                    key,
+                    about["runs"],
+                    about["config"],
+                    about["base"],
+                    about["computed"],
+                    tuple(command.get("words", ())),
+                    command.get("folder", ""),
                 )
     return list(unfinished.values())
+
+
+def is_running(store: Store, run: UnfinishedRun) -> bool:
+    """Whether a process on this machine has a run, as far as locks tell."""
+    path = store.backend.lock_path(f"{STATES}{run.key[:32]}.lock")
+    return path is not None and file_locks.is_locked(path)
 
 
 def _read_header(store: Store, key: str) -> Any:

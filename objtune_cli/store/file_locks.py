@@ -45,3 +45,18 @@ def open_lock_file(path: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has a lock file; False where the disk or the system has no locks."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        lock(handle)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -133,9 +133,8 @@ class TrainingLoop:
             return
         start_time = time.monotonic()
         with self.reservation.lend(self.checkpoint_bytes()):
-            self.checkpoint.about = unfinished_runs.checkpoint_header(
-                [(run.plan.record, run.trainer) for run in self.active], describe_environment(model)
-            )
+            runs = [(run.plan.record, run.trainer) for run in self.active]
+            self.checkpoint.about = unfinished_runs.checkpoint_header(self.ctx, runs, describe_environment(model))
             self.checkpoint.save(
                 {
                     f"{run.number}.{name}" if self.shared else name: value

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from objtune_cli import renamed_settings
@@ -21,8 +21,8 @@ MAX_DIFFERENCES = 4
 """Differences that one line names."""
 
 
-def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
-    """The header of a checkpoint: what its runs are made of, so that another command can name what differs."""
+def checkpoint_header(ctx: StageContext, runs: "Iterable[tuple[Record, Trainer]]", computed: str) -> dict[str, Any]:
+    """The header of a checkpoint: what its runs are made of and what resumes them, so that another command can say so."""
     states = [(record, trainer.step, trainer.total) for record, trainer in runs]
     progress: dict[str, Any] = {
         r.name: {"step": step, "total": total, "inputs": _inputs_digest(r)} for r, step, total in states
@@ -33,6 +33,7 @@ def checkpoint_header(runs: "Iterable[tuple[Record, Trainer]]", computed: str) -
         "config": record.config if record else {},
         "base": record.base if record else {},
         "computed": computed,
+        **({"command": asdict(ctx.command)} if ctx.command else {}),
     }
 
 

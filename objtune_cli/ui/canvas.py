@@ -59,6 +59,13 @@ class Canvas:
         self.element.props["size"] = size
         self.element.update()
 
+    def show(self, source: str, size: tuple[int, int], label: str) -> None:
+        """Replace the picture, and take its shapes away."""
+        self.size = size
+        self.element.props["aria-label"] = label
+        self.element.set_content("")
+        self.element.set_source(source)
+
     def draw(self, shapes: str) -> None:
         """Show shapes: SVG elements in pixels of the picture."""
         self.element.set_content(shapes)

@@ -1,15 +1,13 @@
 """Command lines that a screen shows and runs: words after `objtune`, made from the values of its fields."""
 
-import re
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from objtune_cli.report.plain_text import remove_unseen
+
 Value = str | int | float | bool | Sequence[str] | None
 """A value of an option: True for a flag, several for a repeated option, None or "" where the option is left out."""
-_UNSEEN = re.compile("[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""Direction marks and line separators, which change how a command looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +18,18 @@ class TrainingPhoto:
     mask: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingObject:
+    """One object to learn, from its photos."""
+
+    photos: Sequence[TrainingPhoto]
+    class_word: str
+    name: str = ""
+
+
 def clean_text(text: object) -> str:
     """One line of text without characters that cannot be seen."""
-    plain = _UNSEEN.sub("", str(text))
-    visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in plain)
-    return " ".join(visible.split())
+    return " ".join(remove_unseen(str(text)).split())
 
 
 def build(command: str, arguments: Sequence[str], options: Mapping[str, Value]) -> list[str]:
@@ -52,12 +57,15 @@ def _write_option(option: str, value: str) -> list[str]:
     return [f"{option}={value}"] if value.startswith("-") and option.startswith("--") else [option, value]
 
 
-def train(photos: Sequence[TrainingPhoto], class_word: str, name: str, options: Mapping[str, Value]) -> list[str]:
-    """Learn one object from its photos, each followed by its mask."""
+def train(objects: Sequence[TrainingObject], options: Mapping[str, Value]) -> list[str]:
+    """Learn objects from their photos, each followed by its mask; the class of an object stands behind its last photo."""
     words = ["train"]
-    for i, each in enumerate(photos):
-        words += [each.photo, *(["--class", class_word] if i == 0 else [])]
-        words += write_options({"--name": name if i == 0 and name != class_word else "", "--mask": each.mask})
+    for each in objects:
+        for photo in each.photos:
+            is_last = photo is each.photos[-1]
+            name = each.name if each.name != each.class_word else ""
+            own: dict[str, Value] = {"--class": each.class_word, "--name": name} if is_last else {}
+            words += [photo.photo, *write_options({**own, "--mask": photo.mask})]
     return [*words, *write_options(options)]
 
 
@@ -68,4 +76,9 @@ def place(name: str, box: Sequence[float]) -> str:
 
 def show(words: Sequence[str]) -> str:
     """The command line as a shell reads it."""
-    return shlex.join(["objtune", *words])
+    return " ".join(show_words(words))
+
+
+def show_words(words: Sequence[str]) -> list[str]:
+    """The words of the command line as a shell reads them."""
+    return [shlex.quote(word) for word in ("objtune", *words)]

@@ -2,18 +2,22 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from nicegui import events, ui
 
 from objtune_cli.errors import ObjtuneError
-from objtune_cli.store import refs
 from objtune_cli.ui import command_lines, hint_shapes, hints, parts
 from objtune_cli.ui.canvas import Canvas, Pointer
 from objtune_cli.ui.hints import BoxHint, PhotoHints, PointHint, Stroke
+from objtune_cli.ui.learned_masks import name_object, save_masks
 from objtune_cli.ui.photo_drop import photo_drop
+from objtune_cli.ui.photo_strip import PhotoStrip, address_of, show_known_photos
 from objtune_cli.ui.workspace import Workspace
+
+if TYPE_CHECKING:
+    from objtune_cli.segmentation.interactive import InteractivePhoto
 
 TOOLS = {"object": "Object", "other": "Not it", "box": "Box", "add": "Brush +", "erase": "Brush −"}
 """Tools of the picture, and their labels."""
@@ -39,7 +43,9 @@ class FindScreen:
     def __init__(self, workspace: Workspace, first: str) -> None:
         self.workspace = workspace
         self.photos: dict[str, PhotoHints] = {}
+        self.arrived: set[str] = set()
         self.current: PhotoHints | None = None
+        self.canvas: Canvas | None = None
         self.drag: list[tuple[float, float]] = []
         self.change = 0
         self.mask_shape = ""
@@ -50,20 +56,20 @@ class FindScreen:
                     self.tool = ui.toggle(TOOLS, value="object").props("no-caps unelevated")
                     parts.button("Undo", self.undo, "bare").props("dense")
                     parts.button("Clear", self.clear, "bare").props("dense")
-                self.place = ui.element("div").classes("picture-place")
+                with ui.element("div").classes("picture-place") as self.place:
+                    parts.text("p", "Drop a photo to begin, or choose one.", "empty")
                 self._build_further_tools()
             with ui.element("div").classes("panel"):
                 self._build_form()
-        self._show_empty()
+        self.update()
         if first:
             ui.timer(0.05, lambda: self.open(first), once=True)
 
     def _build_further_tools(self) -> None:
         parts.text("p", "Click the object. Shift-click or right-click what is not part of it.", "faint")
         with ui.element("div").classes("tools"):
-            self.width = (
-                ui.slider(min=2, max=80, value=24).props('label aria-label="Width of the brush, px"').classes("brush")
-            )
+            self.width = ui.slider(min=2, max=80, value=24).classes("brush")
+            self.width.props('label aria-label="Width of the brush, px"')
             parts.text("span", "brush", "faint")
             self.typed = parts.field("Point x,y or box x0,y0,x1,y1 (px)").classes("typed")
             self.typed.on("keydown.enter", self.add_typed)
@@ -71,66 +77,66 @@ class FindScreen:
 
     def _build_form(self) -> None:
         self.upload = photo_drop(self.receive)
-        self.strip = ui.element("div").classes("strip")
-        known = self.workspace.list_photos()
-        if known:
-            with (
-                ui.expansion(f"Photos of this project ({len(known)})").classes("faint-box"),
-                ui.element("div").classes("strip"),
-            ):
-                for name in known[:24]:
-                    self._thumbnail(name)
-        self.word = parts.field("Class, for example dog", on_change=self.update_command)
-        self.name = parts.field("Name (optional)", on_change=self.update_command)
+        self.strip = PhotoStrip(self.photos, self.open)
+        show_known_photos(self.workspace.list_photos(), self.open)
+        self.word = parts.field("Class, for example dog", on_change=self.type_object)
+        self.name = parts.field("Name (optional)", on_change=self.type_object)
         self.search_button = parts.button("Find it by its class", self.find_by_class)
         self.verdict = parts.text("p", "", "verdict").props('role="status" aria-live="polite"')
         self.learn_button = parts.button("Learn this object", self.learn, "main")
         self.command = parts.CommandLine()
 
-    def _thumbnail(self, name: str) -> None:
-        with (
-            ui.element("button").classes("thumb").props('type="button"').on("click", lambda: self.open(name)) as button
-        ):
-            button.props["aria-label"] = f"Open {name}"
-            parts.picture(address_of(name), "")
-
-    def _show_empty(self) -> None:
-        self.place.clear()
-        with self.place:
-            parts.text("p", "Drop a photo to begin, or choose one.", "empty")
-        self.update()
-
     async def receive(self, event: events.UploadEventArguments) -> None:
-        """Keep an uploaded photo and open it."""
+        """Keep an uploaded photo, and open it unless another one of the same drop is waiting for its first hint."""
         data = await event.file.read()
         try:
             name = await asyncio.to_thread(self.workspace.add_photo, event.file.name, data)
         except ObjtuneError as error:
             return parts.explain(error)
-        self.upload.reset()
-        await self.open(name)
+        if self.current is not None and self.current.photo in self.arrived and not self.current.actions:
+            await self._add(name)
+            self.strip.show(self.current.photo)
+        else:
+            await self.open(name)
+        self.arrived.add(name)
         return None
+
+    async def _add(self, name: str) -> "InteractivePhoto":
+        """Add a photo to those of the screen, with the class and name that are typed now.
+
+        Raises:
+            InputError: There is no such photo.
+        """
+        shown = await asyncio.to_thread(self.workspace.open_photo, name)
+        if name not in self.photos:
+            self.photos[name] = hints.open_hints(shown, name)
+            self.photos[name].class_word, self.photos[name].name = self.word.value or "", self.name.value or ""
+        return shown
 
     async def open(self, name: str) -> None:
         """Show a photo."""
         try:
-            shown = await asyncio.to_thread(self.workspace.open_photo, name)
+            shown = await self._add(name)
         except ObjtuneError as error:
             return parts.explain(error)
-        self.current = self.photos.setdefault(name, hints.open_hints(shown, name))
-        self.place.clear()
-        with self.place:
-            self.canvas = Canvas(
-                self.current.size, self.point, source=address_of(name), label=f"Photo {name}: click the object"
-            )
-        self.strip.clear()
-        with self.strip:
-            for each in self.photos if len(self.photos) > 1 else ():
-                self._thumbnail(each)
+        self.current = self.photos[name]
+        for field, text in ((self.word, self.current.class_word), (self.name, self.current.name)):
+            field.set_value(text)
+        self._show_picture(name, self.current.size)
         self.redraw()
         self.update()
         await asyncio.to_thread(shown.prepare)
         return None
+
+    def _show_picture(self, name: str, size: tuple[int, int]) -> None:
+        """Show a photo on the canvas, which is made once: a picture that goes while it loads is an error in the browser."""
+        label = f"Photo {command_lines.clean_text(name)}: click the object"
+        if self.canvas is None:
+            self.place.clear()
+            with self.place:
+                self.canvas = Canvas(size, self.point, source=address_of(name), label=label)
+        else:
+            self.canvas.show(address_of(name), size, label)
 
     # Hints
 
@@ -256,23 +262,24 @@ class FindScreen:
 
     # What is shown
 
+    def type_object(self) -> None:
+        """Keep class and name of the photo that is shown."""
+        if self.current is not None:
+            self.current.class_word, self.current.name = self.word.value or "", self.name.value or ""
+        self.update_command()
+
     @property
     def class_word(self) -> str:
         return command_lines.clean_text(self.word.value or "") or "object"
 
     @property
     def object_name(self) -> str:
-        """The typed name, else the one that the command would make of the class."""
-        typed = command_lines.clean_text(self.name.value or "")
-        try:
-            return refs.check_name(typed) if typed else refs.make_name(self.class_word)
-        except ObjtuneError:
-            return typed or "object"
+        return name_object(self.class_word, command_lines.clean_text(self.name.value or ""))
 
     def redraw(self) -> None:
         """Draw mask, box, points and the stroke that is being drawn."""
         current = self.current
-        if current is None:
+        if current is None or self.canvas is None:
             return
         if not self.drag:  # the mask stays while a stroke is drawn
             self.mask_shape = hint_shapes.draw_mask(current.mask())
@@ -285,7 +292,11 @@ class FindScreen:
         is_pending = self.current is not None and self.current.mask() is not None
         self.verdict.set_text(hints.describe(verdict) if verdict else "Refining the outline …" if is_pending else "")
         self.verdict.classes(remove="bad good", add="" if verdict is None else "bad" if verdict.problem else "good")
-        self.learn_button.set_enabled(bool(verdict and not verdict.problem))
+        ready = sum(each.is_usable for each in self.photos.values())
+        is_alone = ready == 1 and self.current is not None and self.current.is_usable
+        self.learn_button.set_enabled(ready > 0)
+        self.learn_button.set_text("Learn this object" if is_alone or not ready else f"Learn from {ready} photos")
+        self.strip.show(self.current.photo if self.current else "")
         self.search_button.set_enabled(self.current is not None)
         self.update_command()
 
@@ -304,17 +315,6 @@ class FindScreen:
         self.command.show([*command_lines.build("segment", [shown], options), *self.workspace.shared])
 
     async def learn(self) -> None:
-        """Save the masks, and go on to the screen that learns from them."""
-        masked = [(each, mask) for each in self.photos.values() if (mask := each.mask()) is not None and each.verdict]
-        query = [("class", self.class_word), ("name", command_lines.clean_text(self.name.value or ""))]
-        for each, mask in masked:
-            path = await asyncio.to_thread(self.workspace.save_mask, each.photo, self.object_name, mask)
-            query += [("photo", each.photo), ("mask", path.name)]
+        """Save the masks that the gate takes, and go on to the screen that learns from them."""
+        query = await asyncio.to_thread(save_masks, self.workspace, list(self.photos.values()))
         ui.navigate.to(f"/learn?{urlencode(query)}")
-
-
-def address_of(name: str) -> str:
-    """The address of a photo."""
-    from urllib.parse import quote
-
-    return f"/files/photo/{quote(name, safe='')}"

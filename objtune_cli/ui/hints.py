@@ -47,6 +47,7 @@ class PhotoHints:
         scale: Stored pixels for each pixel of the file. size: Width and height of the stored photo.
         found: Mask (H, W) uint8 of the model, without strokes. is_finished: Whether its outline is finished.
         verdict: Of the quality gate; None until it is known.
+        class_word, name: As typed for this photo.
     """
 
     photo: str
@@ -56,6 +57,13 @@ class PhotoHints:
     found: "np.ndarray | None" = None
     is_finished: bool = False
     verdict: MaskVerdict | None = None
+    class_word: str = ""
+    name: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the quality gate takes the mask."""
+        return self.verdict is not None and not self.verdict.problem
 
     @property
     def points(self) -> list[PointHint]:

@@ -140,7 +140,7 @@ class ObjectCard:
     # What can be done
 
     def _ask_export(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("dialog"):
+        with parts.dialog(f"Export {self.name}") as dialog, ui.card().classes("dialog"):
             parts.text("h2", f"Export {self.name}")
             form = ui.select(FORMATS, value="diffusers", label="Format").props("outlined dense")
             place = ui.element("div")
@@ -167,7 +167,7 @@ class ObjectCard:
         return [*words, *self.workspace.project_words]
 
     def _ask_name(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("dialog"):
+        with parts.dialog(f"Rename {self.name}") as dialog, ui.card().classes("dialog"):
             parts.text("h2", f"Rename {self.name}")
             field = parts.field("New name", self.name)
             command = parts.CommandLine()
@@ -182,7 +182,7 @@ class ObjectCard:
         dialog.open()
 
     def _ask_removal(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("dialog"):
+        with parts.dialog(f"Remove {self.adapter.record.ref}?") as dialog, ui.card().classes("dialog"):
             parts.text("h2", f"Remove {self.adapter.record.ref}?")
             parts.text("p", "The version is deleted. Its number is not used again.")
             force = ui.checkbox("Also if images were drawn with it")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from typing import Any, Literal, Self
 
 from nicegui import ui
@@ -88,13 +89,14 @@ class CommandLine:
         with ui.element("section").classes("command").props(f'aria-label="{label}"'):
             text("span", label, "command-label")
             with ui.element("div").classes("command-row"):
-                self._code = text("code", "")
+                self._code = ui.html("", tag="code", sanitize=False)  # words are escaped; lines break between them
                 button("Copy", self._copy, "bare").props("dense")
 
     def show(self, words: Sequence[str]) -> None:
         """Show a command line, given by its words after `objtune`."""
         self.words = list(words)
-        self._code.set_text(command_lines.show(words))
+        shown = (f'<span class="word">{escape(clean_text(word))}</span>' for word in command_lines.show_words(words))
+        self._code.set_content(" ".join(shown))
 
     def _copy(self) -> None:
         ui.clipboard.write(command_lines.show(self.words))
@@ -114,6 +116,13 @@ def button(
     color = {"main": "primary", "danger": "negative"}.get(kind)
     shape = {"plain": "outline", "bare": "flat"}.get(kind, "unelevated")
     return ui.button(label, on_click=on_click, color=color).props(f"{shape} no-caps").classes(f"{kind}-button")
+
+
+def dialog(name: str) -> ui.dialog:
+    """A dialog with a name for those who do not see its heading."""
+    element = ui.dialog()
+    element.props["aria-label"] = clean_text(name)
+    return element
 
 
 def icon_button(icon: str, label: str, on_click: Callable[[], Any]) -> ui.button:

@@ -33,4 +33,5 @@ def photo_drop(receive: Callable[[events.UploadEventArguments], Awaitable[None]]
     upload.props["accept"] = ",".join(("image/*", *formats.SUFFIXES))
     upload.props("flat bordered").classes("upload")
     upload.add_slot("header", HEADER)
+    upload.on("finish", upload.reset)  # else the same photo could not be dropped again
     return upload

@@ -148,10 +148,10 @@ def _add_files(api: "FastAPI") -> None:
         except ObjtuneError as error:
             raise HTTPException(404, error.message) from None
 
-    @api.get("/files/task/{number}/samples.png")
-    def task_image(number: int) -> FileResponse:
+    @api.get("/files/task/{number}/{image}")
+    def task_image(number: int, image: str) -> FileResponse:
         task = CURRENT.get().queue.find(number)
-        path = task.live_image() if task else None
+        path = next((path for path in (task.live_images() if task else ()) if path.name == image), None)
         if path is None:
             raise HTTPException(404, "there are no samples")
         return respond(lambda: path)

@@ -17,6 +17,10 @@ LABELS = {
 }  # fmt: skip
 CURVES = ("loss", "object", "background", "class", "identity", "copy")
 """Metrics that are drawn; the logarithmic axis is that of the loss."""
+CURVES_OF_SEVERAL = ("loss", "identity")
+"""Those of each object of several, which stand behind its name."""
+SCORES = ("identity", "copy")
+"""Metrics from 0 to 1."""
 
 
 class TaskList:
@@ -51,7 +55,7 @@ class TaskCard:
 
     def __init__(self, workspace: Workspace, task: Task) -> None:
         self.workspace, self.task = workspace, task
-        self.samples_time = 0
+        self.samples_written: dict[str, int] = {}
         self.points = 0
         with ui.element("article").classes("card") as self.element:
             self.element.props["aria-label"] = f"Command {task.number}"
@@ -101,21 +105,25 @@ class TaskCard:
             self._show_result()
 
     def _show_samples(self) -> None:
-        """The strip of samples, anew when there are more."""
-        path = self.task.live_image()
-        written = path.stat().st_mtime_ns if path else 0
-        if written and written != self.samples_time:
-            self.samples_time = written
-            self.samples.clear()
-            with self.samples:
-                parts.picture(
-                    f"/files/task/{self.task.number}/samples.png?t={written}", "Samples so far: a column for each step"
-                )
+        """The strip of samples of each object, anew when there are more."""
+        written = {path.name: path.stat().st_mtime_ns for path in self.task.live_images()}
+        if written == self.samples_written:
+            return
+        self.samples_written = written
+        self.samples.clear()
+        with self.samples:
+            for file, modified in written.items():
+                name = file.removeprefix("samples-").removesuffix(".png")
+                address = f"/files/task/{self.task.number}/{file}?t={modified}"
+                with ui.element("div"):
+                    if len(written) > 1:
+                        parts.text("p", name, "faint")
+                    parts.picture(address, f"Samples of {name} so far: a column for each step")
 
     def _show_curves(self) -> None:
-        curves = {name: self.task.progress.curves[name] for name in CURVES if self.task.progress.curves.get(name)}
+        curves = choose_curves(self.task.progress.curves)
         count = sum(len(points) for points in curves.values())
-        if count == self.points or len(curves.get("loss", ())) < 2:
+        if count == self.points or max(map(len, curves.values()), default=0) < 2:
             return
         self.points = count
         options = chart_options(curves)
@@ -172,9 +180,16 @@ def describe_progress(task: Task) -> str:
     return text
 
 
+def choose_curves(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """The curves that are drawn; of several objects, those of each."""
+    several = [name for name in curves if "/" in name]
+    chosen = [name for name in several if name.rpartition("/")[2] in CURVES_OF_SEVERAL] if several else CURVES
+    return {name: curves[name] for name in chosen if curves.get(name)}
+
+
 def chart_options(curves: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
     """Curves for ECharts: losses on a logarithmic axis, scores from 0 to 1 on the other."""
-    scores = ("identity", "copy")
+    scores = {name for name in curves if name.rpartition("/")[2] in SCORES}
     series = [
         {
             "name": name, "type": "line", "showSymbol": name in scores, "yAxisIndex": int(name in scores), "lineStyle": {"width": 1.5},
@@ -186,7 +201,7 @@ def chart_options(curves: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
     return {
         "animation": False,
         "grid": {"left": 52, "right": 36, "top": 34, "bottom": 28},
-        "legend": {"top": 0, "textStyle": {"color": "#808080"}},
+        "legend": {"top": 0, "type": "scroll", "textStyle": {"color": "#808080"}},
         "tooltip": {"trigger": "axis"},
         "xAxis": {"type": "value", "max": "dataMax", **grey},
         "yAxis": [{"type": "log", **grey}, {"type": "value", "min": 0, "max": 1, **grey, "splitLine": {"show": False}}],

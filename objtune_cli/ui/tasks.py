@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ MAX_POINTS = 400
 STOP_SECONDS = 60.0
 """How long a closing server waits for a command to save."""
 MAX_NOTES = 50
+LIVE = re.compile(r"samples-[a-z0-9._+-]+\.png")
+"""Files of samples, one an object, in the folder of a command."""
 
 
 @dataclass(slots=True)
@@ -64,13 +68,15 @@ class Task:
     """One command in the queue.
 
     Attributes:
-        words: Its command line without `objtune`. folder: Its events, output and live images.
+        words: Its command line without `objtune`. place: The folder in which it runs; None: the server's.
+        folder: Its events, output and live images.
         document: Its JSON document, once it has ended.
     """
 
     number: int
     words: tuple[str, ...]
     folder: Path
+    place: Path | None = None
     state: State = "waiting"
     progress: Progress = field(default_factory=Progress)
     document: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +87,8 @@ class Task:
     @property
     def command(self) -> str:
         """The command line as a shell reads it."""
-        return command_lines.show(self.words)
+        line = command_lines.show(self.words)
+        return line if self.place in (None, Path.cwd()) else f"cd {shlex.quote(str(self.place))} && {line}"
 
     @property
     def is_active(self) -> bool:
@@ -95,10 +102,11 @@ class Task:
             return ""
         return _read_error(self.document) or self._last_error_line() or f"it ended with code {self.code}"
 
-    def live_image(self) -> Path | None:
-        """The newest samples, once there are some."""
-        path = self.folder / "samples.png"
-        return path if path.is_file() else None
+    def live_images(self) -> list[Path]:
+        """The newest samples of each object, once there are some."""
+        with contextlib.suppress(OSError):
+            return sorted(path for path in self.folder.iterdir() if LIVE.fullmatch(path.name))
+        return []
 
     def refresh(self) -> None:
         """Read the events that were written since the last call."""
@@ -135,11 +143,11 @@ class TaskQueue:
         self._thread = threading.Thread(target=self._run_all, name="tasks", daemon=True)
         self._thread.start()
 
-    def add(self, words: Sequence[str]) -> Task:
-        """Add a command behind those that wait."""
+    def add(self, words: Sequence[str], place: Path | None = None) -> Task:
+        """Add a command behind those that wait; `place`: the folder in which it runs, if not the server's."""
         with self._changed:
             number = 1 + max((task.number for task in self.tasks), default=0)
-            task = Task(number, tuple(words), self.folder / str(number))
+            task = Task(number, tuple(words), self.folder / str(number), place)
             self.tasks.append(task)
             self._changed.notify_all()
         return task
@@ -208,7 +216,7 @@ class TaskQueue:
         plumbing = ["--json", "--events", str(events), "--live", str(task.folder)]
         with (task.folder / "stdout.json").open("wb") as out, (task.folder / "stderr.txt").open("wb") as err:
             with self._changed:
-                task.process = start_process([*plumbing, *task.words], out, err)
+                task.process = start_process([*plumbing, *task.words], out, err, task.place)
                 if task.state == "stopping":  # since before there was a process
                     _interrupt(task)
             task.code = task.process.wait()
@@ -227,7 +235,7 @@ def _interrupt(task: Task) -> None:
             task.process.send_signal(signal.SIGINT)
 
 
-def start_process(words: Sequence[str], out: Any, err: Any) -> "subprocess.Popen[bytes]":
+def start_process(words: Sequence[str], out: Any, err: Any, place: Path | None = None) -> "subprocess.Popen[bytes]":
     """Start `objtune` in a session of its own, so that the terminal's signals reach the server alone."""
     command = [sys.executable, "-P", "-m", "objtune_cli", *words]
     return subprocess.Popen(
@@ -235,6 +243,7 @@ def start_process(words: Sequence[str], out: Any, err: Any) -> "subprocess.Popen
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,
+        cwd=place,
         start_new_session=True,
         env={**os.environ, "NO_COLOR": "1"},
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ from objtune_cli.images import formats, photo
 from objtune_cli.segmentation.interactive import InteractivePhoto, ModelPool
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.store import Store
+from objtune_cli.ui.command_lines import clean_text
 from objtune_cli.ui.tasks import TaskQueue
 from objtune_cli.workflow.context import StageContext
 
@@ -66,7 +68,8 @@ class Workspace:
         found: list[tuple[float, str]] = []
         with contextlib.suppress(OSError):
             for path in self.photos.iterdir():
-                if path.suffix.lower() in formats.SUFFIXES and not path.name.endswith(MASK_SUFFIX):
+                is_plain = path.name == clean_text(path.name)  # others cannot be told apart on the page
+                if is_plain and path.suffix.lower() in formats.SUFFIXES and not path.name.endswith(MASK_SUFFIX):
                     with contextlib.suppress(InputError, OSError):
                         found.append((-self.locate_photo(path.name).stat().st_mtime, path.name))
         return [*self.opened, *(name for _, name in sorted(found) if name not in self.opened)]
@@ -171,6 +174,19 @@ class Workspace:
         if path is None:
             raise MissingError(f"{ref} has no image {name!r}", f"`objtune show {ref}` lists them")
         return path
+
+
+def name_opened(paths: Sequence[Path]) -> dict[str, Path]:
+    """Photos of the command line by the names under which the page shows them.
+
+    A name is what a reader sees of the file's name, with a number behind it where that is not the only one.
+    """
+    opened: dict[str, Path] = {}
+    for path in paths:
+        clean = Path(clean_text(path.name) or "photo")
+        names = (f"{clean.stem}-{number}{clean.suffix}" for number in itertools.count(2))
+        opened[next(name for name in itertools.chain([clean.name], names) if name not in opened)] = path
+    return opened
 
 
 def _clean_name(name: str) -> str:

@@ -35,12 +35,21 @@ class StageResult:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TypedCommand:
+    """A command line: its words without `objtune`, and the folder in which it was typed."""
+
+    words: tuple[str, ...]
+    folder: str
+
+
 @dataclass(slots=True)
 class StageContext:
     """Project, settings and one loaded base for all stages of a command.
 
     Attributes:
         inpainting: Whether the base may be an inpainting model.
+        command: What resumes an interrupted run, if a command line does.
     """
 
     project: Project
@@ -50,6 +59,7 @@ class StageContext:
     force: bool = False
     stopped: Callable[[], int] = lambda: 0
     inpainting: bool = False
+    command: TypedCommand | None = None
     _base: BaseSpec | None = None
     _noted: set[str] = field(default_factory=set)
     _rejected: set[Ref] = field(default_factory=set)

@@ -136,7 +136,7 @@ class JsonLinesLogger:
 
 
 class LiveImagesLogger:
-    """Writes the newest image of each stage to a folder: `samples.png`, `preview.png`.
+    """Writes the newest image of each stage to a folder, as `samples.png`, and that of each object, as `samples-rex.png`.
 
     Raises:
         ResourceError: The folder cannot be made.
@@ -160,11 +160,12 @@ class LiveImagesLogger:
     def image(self, step: Step, name: str, rgb: "np.ndarray[Any, Any]") -> None:
         from objtune_cli.images.png import encode_png
 
-        path = self.folder / f"{step.stage}.png"
-        with contextlib.suppress(OSError):  # a full disk does not stop the command
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_bytes(encode_png(rgb))
-            unfinished.replace(path)
+        data = encode_png(rgb)
+        for stem in (step.stage, f"{step.stage}-{name}"):
+            unfinished = self.folder / f"{stem}.unfinished"
+            with contextlib.suppress(OSError):  # a full disk does not stop the command
+                unfinished.write_bytes(data)
+                unfinished.replace(self.folder / f"{stem}.png")
 
     def text(self, text: str) -> None:
         """A folder of images holds no notes."""

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from objtune_cli.store.artifacts import Record
 from objtune_cli.store.refs import Ref
 from objtune_cli.store.store import Store
 from tests.support import quick_runs
+from tests.support.hostile_names import HOSTILE, unsafe
 from tests.support.json_schema import check
 
 Cli = Callable[..., Any]
@@ -575,23 +575,6 @@ def test_nothing_of_the_place_is_in_an_artifact(cli: Cli, toy: Path, cover: Path
 def test_refs_are_read_from_stdin(cli: Cli) -> None:
     fails(cli("init-embedding", "-", stdin="\n mask/rex \n"), 4, "there is no mask/rex")
     fails(cli("init-embedding", stdin="mask/max\n"), 4, "there is no mask/max")
-
-
-HOSTILE = ["\x1b[31mred.png", "bell\x07.png", "a\nb\rc.png", "\u202egnp.exe", "\x9b31m.png", "[x].png", "[bold][red]x.png", "\udcff\udcfe.png",
-           "{0}%s.png", "-rf.png", "\u2066x.png", " .png"]  # fmt: skip
-
-
-def unsafe(text: str) -> list[str]:
-    """Characters that a terminal would act on."""
-    return [
-        c
-        for c in text
-        if c != "\n"
-        and (
-            unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
-            or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-        )
-    ]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)

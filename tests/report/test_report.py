@@ -12,8 +12,12 @@ import pytest
 from objtune_cli.report import charts, page
 from objtune_cli.report.contents import Image, Scene
 from objtune_cli.store.artifacts import Record
+from objtune_cli.store.store import Store
+from tests.support.hostile_names import HOSTILE as HOSTILE_NAMES
+from tests.support.hostile_names import MARKUP, find_active, unsafe
 from tests.support.json_schema import check
 from tests.support.quick_runs import write_settings
+from tests.support.report_projects import add_object, add_scene
 
 HOSTILE = "</script <img src=x onerror=alert(1) &\"'"
 
@@ -71,6 +75,24 @@ def test_prompts_are_escaped(project_with_dog: Any) -> None:
     assert scene["prompt"] == f"a photo of <dog> {HOSTILE}"
     assert "Seed: 1" in scene["images"][1][4]
     assert scene["command"].startswith("objtune generate ") and "--seed 0 -n 2" in scene["command"]
+
+
+def test_hostile_names_and_prompts_are_text(cli: Any) -> None:
+    """As prompts, and as names and messages of jobs."""
+    store = Store.at(Path.cwd())
+    adapter = add_object(store, "rex")
+    texts = [name.encode("utf-8", "replace").decode() for name in (*HOSTILE_NAMES, *MARKUP)]
+    for text in texts:
+        add_scene(store, text, [adapter], 0)
+    lines = [{"name": text, "state": "failed", "code": 3, "message": text, "refs": [], "seconds": 0} for text in texts]
+    Path("run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli("report", "--jobs", "run.jsonl").code == 0
+    page = Path("report.html").read_text()
+    assert find_active(page) == []
+    (scenes,) = re.findall(r'<script type="application/json" class="page">(.*?)</script>', page, re.S)
+    prompts = [scene["prompt"] for scene in json.loads(scenes)]
+    assert len(prompts) == len(texts) and set(MARKUP) | {"[bold][red]x.png", "{0}%s.png"} <= set(prompts)
+    assert [each for prompt in prompts for each in unsafe(prompt)] == []
 
 
 def test_jobs_that_failed_say_why(project_with_dog: Any) -> None:

@@ -50,13 +50,14 @@ def open_browser(address: str, *, wait_until: str = "load", **options: Any) -> I
         view = browser.new_page(**options)
         view.set_default_timeout(60_000)
         view.on(
-            "console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None
+            "console",
+            lambda each: messages.append(f"{each.text} {each.location}") if each.type in ("error", "warning") else None,
         )
         view.on("pageerror", lambda error: messages.append(str(error)))
         view.goto(address, wait_until=wait_until)
         yield view
         browser.close()
-    assert messages == []
+    assert messages == [], messages
 
 
 def axe_faults(view: Any) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from objtune_cli.store.checkpoints import list_checkpoints
+from objtune_cli.store.store import Store
 from objtune_cli.training import parallel_trainers
 from tests.support.json_schema import check
 from tests.support.quick_runs import UNSCORED, write_settings
@@ -64,7 +66,9 @@ def test_a_signal_ends_within_the_step_with_its_code(train, at_step, monkeypatch
     stopped = train("--events", "events.ndjson")
     assert (stopped.code, stopped.out) == (128 + number, "")
     assert "error: stopped at step 2 of 4, state saved" in stopped.err
-    assert len(list(Path(".objtune/state").rglob("*.safetensors"))) == 1
+    (run,) = list_checkpoints(Store.at(Path.cwd()))
+    assert run.words[0] == "train" and "--events" not in run.words
+    assert run.folder == str(Path.cwd()) and run.runs["dog"]["step"] == 2
     said = [json.loads(line) for line in Path("events.ndjson").read_text().splitlines()]
     assert [e["step"] for e in said if e.get("stage") == "train"] == [1, 2]
     assert said[-1]["event"] == "end" and said[-1]["code"] == 128 + number

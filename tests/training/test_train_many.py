@@ -290,11 +290,11 @@ def test_a_run_of_several_photos_is_told_to_a_command_for_one_of_them(project):
         for name in ("dog", "mug")
     ]
     state = Checkpoint(Project(project).store, "a" * 64)
+    ctx = StageContext(Project(project), None, None, SimpleNamespace(note=said.append))
     state.about = unfinished_runs.checkpoint_header(
-        [(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu"
+        ctx, [(record, SimpleNamespace(step=3, total=8)) for record in records], "cpu"
     )
     state.save({})
-    ctx = StageContext(Project(project), None, None, SimpleNamespace(note=said.append))
     faster = replace(records[1], config=settings | {"lr": 0.25, "steps": 9})
     for record, computed in ((records[0], "cpu"), (faster, "cpu"), (records[1], "cuda")):
         unfinished_runs.report_earlier_runs(ctx, record)

@@ -1,18 +1,24 @@
 """Who may use the page: other origins, other names and requests without the token are refused."""
 
+import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from objtune_cli.store.artifacts import Record
+from objtune_cli.store.checkpoints import Checkpoint
 from objtune_cli.ui.security import MAX_BODY, Guard
+from objtune_cli.ui.workspace import name_opened
+from tests.support.hostile_names import HOSTILE, MARKUP, find_active
 
 pytest.importorskip("nicegui", reason="the extra ui is not installed")
 
 TOKEN = "a-token-of-this-test"
 HOST = "127.0.0.1:8765"
-HOSTILE = "\x1b[31m\u202e</script><img src=x onerror=alert(1)>{{7*7}}`${alert(1)}`&\"'"
+ATTACK = "\x1b[31m\u202e</script><img src=x onerror=alert(1)>{{7*7}}`${alert(1)}`&\"'"
 
 
 async def show_method(scope: Any, receive: Any, send: Any) -> None:
@@ -105,8 +111,8 @@ def test_broken_cookies_are_no_cookies(client: Any) -> None:
 # The screens behind it.
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@contextlib.contextmanager
+def open_page(folder: Path) -> Iterator[Any]:
     """A client with the cookie, of the screens of an empty project; `workspace` is what they show."""
     from starlette.testclient import TestClient
 
@@ -115,7 +121,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from objtune_cli.ui.tasks import TaskQueue
     from objtune_cli.ui.workspace import Workspace
 
-    folder = tmp_path_factory.mktemp("page")
     queue = TaskQueue(folder / "tasks")
     workspace = Workspace(api.project(folder / "project"), folder / "project", queue)
     with TestClient(server.build(workspace, TOKEN), base_url=f"http://{HOST}") as client:
@@ -123,6 +128,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         client.get(f"/?token={TOKEN}")
         yield client
     queue.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with open_page(tmp_path_factory.mktemp("page")) as client:
+        yield client
+
+
+@pytest.fixture
+def own_page(tmp_path: Path) -> Iterator[Any]:
+    """The page of one test alone."""
+    with open_page(tmp_path / "page") as client:
+        yield client
 
 
 def test_every_screen_opens_and_loads_nothing_from_elsewhere(page: Any) -> None:
@@ -134,17 +152,39 @@ def test_every_screen_opens_and_loads_nothing_from_elsewhere(page: Any) -> None:
 
 def test_hostile_words_are_text(page: Any) -> None:
     """Values of an address, class words and prompts never become elements, templates or commands."""
-    from objtune_cli.store.artifacts import Record
-
-    adapter = Record("adapter", "rex", {"rex": HOSTILE[5:]}, {}, {}, {})
-    scene = Record("scene", "rex", {"rex": "dog"}, {}, {"prompt": HOSTILE, "seed": 0, "num_images": 1}, {})
+    adapter = Record("adapter", "rex", {"rex": ATTACK[5:]}, {}, {}, {})
+    scene = Record("scene", "rex", {"rex": "dog"}, {}, {"prompt": ATTACK, "seed": 0, "num_images": 1}, {})
     for record in (adapter, scene):
         page.workspace.store.create(record, {})
     for address in ("/learn", "/draw", "/library", "/", "/compose"):
-        text = page.get(address, params={"class": HOSTILE, "name": HOSTILE, "photo": HOSTILE, "object": HOSTILE}).text
+        text = page.get(address, params={"class": ATTACK, "name": ATTACK, "photo": ATTACK, "object": ATTACK}).text
         assert "</script><img" not in text and "<img src=x" not in text, address
         assert "\u202e" not in text and "\x1b" not in text, address
         assert "`${alert" not in text, address
+
+
+def test_hostile_names_and_prompts_are_text_on_every_screen(own_page: Any, dog_photo: Path, tmp_path: Path) -> None:
+    """As names of photos of the command line and of uploads, as prompts, class words, and in a stopped run."""
+    workspace, data = own_page.workspace, dog_photo.read_bytes()
+    names = [name.replace("/", "|") for name in (*HOSTILE, *MARKUP)]
+    prompts = [name.encode("utf-8", "replace").decode() for name in names]
+    for name, prompt in zip(names, prompts, strict=True):
+        (tmp_path / name).write_bytes(data)
+        uploaded = workspace.add_photo(name, data)
+        assert uploaded.isascii() and "/" not in uploaded and uploaded == uploaded.strip()
+        config = {"prompt": prompt, "seed": 0, "num_images": 1, "negative_prompt": prompt}
+        workspace.store.create(Record("scene", "rex", {"rex": "dog"}, {}, config, {}), {})
+    workspace.opened.update(name_opened([tmp_path / name for name in names]))
+    command = {"words": ["train", *prompts], "folder": str(tmp_path)}
+    run = Checkpoint(workspace.store, "a" * 64)
+    run.about = {"runs": {"rex": {"step": 1, "total": 2, "inputs": ""}}, "config": {}, "base": {}, "computed": ""}
+    run.about["command"] = command
+    run.save({})
+    queries = [{key: text for key in ("class", "name", "photo", "mask", "object")} for text in prompts]
+    requests = [("/draw", {}), ("/compose", {}), ("/library", {}), *(("/learn", each) for each in queries)]
+    for address, query in [("/", {}), ("/draw", {"scene": "scene/rex@4"}), *requests]:
+        shown = own_page.get(address, params=query)
+        assert (shown.status_code, find_active(shown.text)) == (200, []), (address, query)
 
 
 @pytest.mark.parametrize(

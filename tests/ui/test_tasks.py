@@ -41,8 +41,8 @@ def until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskQueue]:
-    def start(words: list[str], out: Any, err: Any) -> Any:
-        return subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, *words], stdout=out, stderr=err)
+    def start(words: list[str], out: Any, err: Any, place: Path | None) -> Any:
+        return subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, *words], stdout=out, stderr=err, cwd=place)
 
     monkeypatch.setattr(tasks, "start_process", start)
     queue = TaskQueue(tmp_path)

@@ -8,8 +8,9 @@ import pytest
 from objtune_cli import api
 from objtune_cli.errors import InputError
 from objtune_cli.ui import command_lines
-from objtune_cli.ui.command_lines import TrainingPhoto
+from objtune_cli.ui.command_lines import TrainingObject, TrainingPhoto
 from objtune_cli.ui.hints import BoxHint, PhotoHints, PointHint, Stroke
+from objtune_cli.ui.object_fields import Wanted, group_wanted
 from objtune_cli.ui.workspace import Workspace
 
 
@@ -105,5 +106,36 @@ def test_text_is_one_line_of_visible_characters() -> None:
 
 def test_photos_are_followed_by_their_masks() -> None:
     photos = [TrainingPhoto("a.jpg", "a.mask.png"), TrainingPhoto("b.jpg")]
-    words = command_lines.train(photos, "dog", "rex", {"--steps": 5, "--seed": None})
-    assert command_lines.show(words) == "objtune train a.jpg --class dog --name rex --mask a.mask.png b.jpg --steps 5"
+    rex = TrainingObject(photos, "dog", "rex")
+    words = command_lines.train([rex], {"--steps": 5, "--seed": None})
+    assert command_lines.show(words) == "objtune train a.jpg --mask a.mask.png b.jpg --class dog --name rex --steps 5"
+
+
+def test_several_objects_are_one_command_as_the_command_line_reads_it(project: Path) -> None:
+    from objtune_cli.cli.app import COMMANDS
+    from objtune_cli.cli.option_groups import KEY
+    from objtune_cli.cli.options import Invocation
+    from objtune_cli.cli.photo_groups import parse_requests
+    from objtune_cli.cli.runner import load_command
+
+    for name in ("a", "c"):
+        (project / f"{name}.mask.png").write_bytes(b"")
+    dog = TrainingObject([TrainingPhoto("a.jpg", "a.mask.png"), TrainingPhoto("b.jpg")], "dog", "rex")
+    mug = TrainingObject([TrainingPhoto("c.jpg", "c.mask.png")], "mug", "mug")
+    words = command_lines.train([dog, mug], {"--steps": 5})
+    parsed = load_command("train", *COMMANDS["train"]).make_context("train", words[1:], obj=Invocation())
+    groups = parse_requests([Path("a.jpg"), Path("b.jpg"), Path("c.jpg")], parsed.params, parsed.meta[KEY], print)
+    read = [[(each.photo.name, each.targets[0].class_word, each.targets[0].name) for each in group] for group in groups]
+    assert read == [[("a.jpg", "dog", "rex"), ("b.jpg", "dog", "rex")], [("c.jpg", "mug", "mug")]]
+
+
+def test_photos_of_an_address_are_grouped_by_class_and_name() -> None:
+    objects = group_wanted(
+        ["a.jpg", "b.jpg", "c.jpg"], ["a.png", "", "c.png"], ["dog", "dog", "mug"], ["rex", "rex", ""]
+    )
+    assert objects == [
+        Wanted("dog", "rex", {"a.jpg": "a.png", "b.jpg": ""}),
+        Wanted("mug", "", {"c.jpg": "c.png"}),
+    ]
+    assert group_wanted(["a.jpg", "b.jpg"], [], ["dog"], ["rex"]) == [Wanted("dog", "rex", {"a.jpg": "", "b.jpg": ""})]
+    assert group_wanted([], [], ["dog"], []) == [Wanted("dog")] and group_wanted([], [], [], []) == [Wanted()]

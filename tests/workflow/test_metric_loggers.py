@@ -123,9 +123,11 @@ def test_live_images_are_the_newest_of_each_stage(tmp_path: Path) -> None:
     logger = metric_loggers.LOGGERS["live"].open(folder, "train")
     for value in (10, 200):
         logger.image(Step("samples", value, value), "dog", np.full((4, 6, 3), value, np.uint8))
+    assert sorted(path.name for path in folder.iterdir()) == ["samples-dog.png", "samples.png"]
+    logger.image(Step("samples", 3, 3), "cup", np.full((4, 6, 3), 7, np.uint8))
+    assert png.read(folder / "samples-cup.png").tolist() == png.read(folder / "samples.png").tolist()
+    assert png.read(folder / "samples-dog.png").tolist() == np.full((4, 6, 3), 200).tolist()
     logger.close(0)
-    assert [path.name for path in folder.iterdir()] == ["samples.png"]
-    assert png.read(folder / "samples.png").tolist() == np.full((4, 6, 3), 200).tolist()
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="images cannot be written to"):
         metric_loggers.LOGGERS["live"].open(tmp_path / "file" / "live", "train")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -72,6 +73,31 @@ def test_a_run_has_sections_of_settings_and_an_axis_for_each_stage(monkeypatch: 
     assert run.axes == [("train/*", "train/step"), ("scores/*", "scores/step")]
     assert run.logged[-1] == {"scores/identity": 0.9, "scores/step": 2}
     assert calls[0]["project"] == "shop" and calls[0]["name"].startswith("train-") and calls[1] == 130
+
+
+@pytest.mark.usefixtures("fast_sampling", "cached_segmentation")
+def test_the_real_trackio_has_all_scalars_and_the_strips(
+    cli: Any, base: Path, dog_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when Trackio is imported
+    trackio = pytest.importorskip("trackio", reason="the extra trackio is not installed")
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    write_settings(base, max_steps=2)
+    line = ("train", dog_photo, "--class", "dog", "--no-preview", "--sample-every", 1)
+    done = cli(*line, "--log", "trackio=shop")
+    assert (done.code, done.out) == (0, "adapter/dog@1\n"), done.err
+    (run,) = trackio.Api().runs("shop")
+    rows = storage.get_logs("shop", run.name)
+    assert run.config["train"]["max_steps"] == 2 and run.config["objects"] == "dog"
+    scalars = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    names = ("loss", "object", "background", "class", "learning_rate", "embedding_lr", "gradient_norm", "memory_mb")
+    assert {f"train/{name}" for name in names} <= scalars
+    assert {"samples/identity", "scores/identity", "scores/prompt", "seconds/train", "train/step"} <= scalars
+    assert [row["train/step"] for row in rows if "train/loss" in row] == [1, 2]
+    strips = [row["samples/dog"] for row in rows if "samples/dog" in row]
+    assert [strip["_type"] for strip in strips] == ["trackio.image"] * 2
+    image = Image.open(tmp_path / "trackio" / "media" / strips[-1]["file_path"])
+    assert image.width > Image.open(tmp_path / "trackio" / "media" / strips[0]["file_path"]).width
 
 
 @pytest.mark.usefixtures("fast_sampling", "cached_segmentation")

@@ -6,7 +6,7 @@ import typer
 
 from objtune_cli.cli import console
 from objtune_cli.cli.photo_options import locate_photo
-from objtune_cli.cli.runner import CommandResult, CommandRun, require
+from objtune_cli.cli.runner import CommandResult, CommandRun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ def _open_workspace(run: CommandRun, folder: "Path", photos: list[str]) -> "Work
     """
     from objtune_cli.images import photo
     from objtune_cli.ui.tasks import TaskQueue
-    from objtune_cli.ui.workspace import Workspace, share_options
+    from objtune_cli.ui.workspace import Workspace, name_opened, share_options
 
     ctx = run.unlocked_context(create=True)
     project = share_options([("--project", run.options.get("project"))])
@@ -78,9 +78,7 @@ def _open_workspace(run: CommandRun, folder: "Path", photos: list[str]) -> "Work
     paths = [locate_photo(ctx, text) for text in photos]
     for path in paths:
         photo.read_header(path)
-    names = [path.name for path in paths]
-    require(len(set(names)) == len(names), "two photos have the same name", "give one at a time")
     return Workspace(
         ctx, ctx.project.require_folder("objtune ui"), TaskQueue(folder), (*project, *model, *settings), project,
-        dict(zip(names, paths, strict=True)),
+        name_opened(paths),
     )  # fmt: skip
