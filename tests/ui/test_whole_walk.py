@@ -298,8 +298,10 @@ def test_two_pages_and_a_shell_do_each_other_no_harm(
     shutil.copytree(trained_artifacts, project / "artifacts", symlinks=False)
     Path("objtune.toml").write_text(SHORT_RUN.format(base=base))
     with browser.serve_page(project, tmp_path / "tasks") as (address, workspace), browser.open_browser(address, **DESKTOP) as view:  # fmt: skip
-        other = view.context.new_page()
-        other.goto(address.partition("?")[0] + "compose")
+        other = view.context.browser.new_page(**DESKTOP)
+        other.set_default_timeout(SECONDS)
+        other.goto(address)
+        go(other, "Compose")
         go(view, "Draw")
         for each, count in ((view, 2), (other, 1)):
             each.get_by_label("Images", exact=True).fill(str(count))
