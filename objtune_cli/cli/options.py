@@ -34,7 +34,7 @@ BaseModel = Annotated[
     typer.Option(
         "--base",
         metavar="BASE",
-        help="Base model: toybox, sd15, sd21, sdxl, sd3, sd35, klein, a diffusers folder, a .safetensors file, or a hub id.",
+        help="Base model: toybox, sd15, sd21, sdxl, sd3, sd35, klein, z-image, a diffusers folder, a .safetensors file, or a hub id.",
         show_default="toybox",
     ),
 ]

@@ -10,6 +10,7 @@ Sources: regional sampling of Mix-of-Show (arXiv:2305.18292) and masked LoRA out
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ def _regional_hook(
         half = len(x) // 2
         return torch.stack([torch.zeros_like(at_tokens)] * half + [at_tokens] * (len(x) - half))
 
+    def weigh_cells(i: int, x: Tensor, count: int) -> Tensor:
+        """Weights of image tokens, (B, count)."""
+        return regions.flat(count)[i].to(x).expand(len(x), -1)
+
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if model.adapters_disabled:
             return out
@@ -52,9 +57,9 @@ def _regional_hook(
             elif on_text:
                 weight = weigh_tokens(i, x, x.shape[1])[..., None]
             elif on_all:
-                words = len(regions.objects[i].tokens)
-                cells = regions.flat(x.shape[1] - words)[i].to(x).expand(len(x), -1)
-                weight = torch.cat([weigh_tokens(i, x, words).to(x), cells], dim=1)[..., None]
+                words = weigh_tokens(i, x, len(regions.objects[i].tokens)).to(x)
+                cells = partial(weigh_cells, i, x)
+                weight = model.family.row_weights(model, words, cells, x.shape[1])[..., None]
             else:
                 weight = regions.flat(x.shape[1])[i][None, :, None]
             out = out + weight.to(x) * lora_output(x, *pair, module)

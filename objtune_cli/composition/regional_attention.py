@@ -54,13 +54,15 @@ class RegionalAttention:
     def add_mask(
         self, denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A forward pre-hook of a denoiser all of whose blocks attend over the text tokens, then the image's cells."""
-        cells, words = kwargs["hidden_states"], kwargs["encoder_hidden_states"].shape[1]
-        half = len(cells) // 2
-        without, prompted = (
-            torch.roll(bias, (words, words), (0, 1)) for bias in self._joint(cells.shape[1], words, cells)
-        )
-        mask = torch.stack([without] * half + [prompted] * (len(cells) - half))[:, None]
+        """A forward pre-hook of a denoiser that takes a mask for text tokens, then the image's cells.
+
+        Its latents are tokens (B, n, d), or (B, C, h, w) in patches of 2 x 2.
+        """
+        latents, words = kwargs["hidden_states"], kwargs["encoder_hidden_states"].shape[1]
+        cells = latents.shape[1] if latents.ndim == 3 else latents[0, 0].numel() // 4
+        half = len(latents) // 2
+        without, prompted = (torch.roll(bias, (words, words), (0, 1)) for bias in self._joint(cells, words, latents))
+        mask = torch.stack([without] * half + [prompted] * (len(latents) - half))[:, None]
         options = {**(kwargs.get("joint_attention_kwargs") or {}), "attention_mask": mask}
         return args, kwargs | {"joint_attention_kwargs": options}
 

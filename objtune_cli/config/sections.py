@@ -24,7 +24,7 @@ class Common:
 
     base: str = setting(
         "toybox",
-        "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, klein, a diffusers folder, a .safetensors checkpoint, or a hub id.",
+        "Base model: toybox, sd15, sd21, sdxl, sd3, sd35, klein, z-image, a diffusers folder, a .safetensors checkpoint, or a hub id.",
         path="model",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
@@ -44,7 +44,7 @@ class Common:
     )
     base_parts: str = setting(
         "",
-        "Model with the parts that a file of a denoiser alone lacks: a diffusers folder, an alias or a hub id. auto: `klein` for FLUX.2.",
+        "Model with the parts that a file of a denoiser alone lacks: a diffusers folder, an alias or a hub id. auto: `klein` for FLUX.2, `z-image` for Z-Image.",
         auto="auto",
         path="model",
     )

@@ -1,6 +1,6 @@
 """Example code for a model card: load an exported object in diffusers and sample it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from objtune_cli.lora import file_names
 from objtune_cli.models.families import Family
@@ -14,8 +14,10 @@ def write_example(family: Family, base: str, name: str, class_word: str, embeddi
         name: Name of the object; its token is `<name>`.
         embedding: Name of its embedding file, without the suffix.
     """
-    if family.name in OWN_LINES:
-        return OWN_LINES[family.name](family, base, name, class_word, embedding)
+    if family.reads_with_language_model:
+        return _language_model_lines(family, base, name, embedding)
+    if "text_encoder_3" in family.parts:
+        return _sd3_lines(family, base, name, class_word, embedding)
     lines = [
         f"from diffusers import {family.pipeline}",
         "",
@@ -67,8 +69,8 @@ def _sd3_lines(family: Family, base: str, name: str, class_word: str, embedding:
     ]
 
 
-def _flux2_lines(family: Family, base: str, name: str, class_word: str, embedding: str) -> list[str]:
-    """The FLUX.2 pipeline has no textual inversion of its own, and no space may stand before a token."""
+def _language_model_lines(family: Family, base: str, name: str, embedding: str) -> list[str]:
+    """Pipelines with a language model have no textual inversion of their own, and no space may stand before a token."""
     return [
         f"from diffusers import {family.pipeline}",
         "from diffusers.loaders import TextualInversionLoaderMixin",
@@ -85,11 +87,3 @@ def _flux2_lines(family: Family, base: str, name: str, class_word: str, embeddin
         'token = "".join(sorted(tokens, key=lambda word: (len(word), word)))  # no spaces before or between them',
         'picture = pipe(f"a photo of{token} on the beach").images[0]',
     ]
-
-
-OWN_LINES: dict[str, Callable[[Family, str, str, str, str], list[str]]] = {
-    "sd3": _sd3_lines,
-    "sd35": _sd3_lines,
-    "flux2-klein": _flux2_lines,
-}
-"""The lines for families whose pipelines load a token in another way, by `Family.name`."""

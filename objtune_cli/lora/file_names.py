@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from objtune_cli.lora import flux2_names, fused_layers, mmdit_names, unet_names
+from objtune_cli.lora.fused_layers import OriginalName
 from objtune_cli.models.families.family import Family
 
 LoraPair = tuple[Any, Any]
@@ -115,6 +116,28 @@ class _Flux2KleinFileNames(FileNames):
         return [name] if name else []
 
 
+class _ZImageFileNames(FileNames):
+    architecture = "Z-Image"
+    version = "z_image"
+    kohya_network_module = "networks.lora_zimage"
+    hub_tag = "z-image"
+    tools_read_embeddings = False
+
+    def original_names(self, layer: str, config: Any) -> list[tuple[str, int | str | None]]:
+        """In the original repository queries, keys and values are thirds of one layer; other layers keep their names."""
+        stem, dot, end = layer.rpartition("attention.")
+        names: dict[str, OriginalName] = {
+            "to_q": ("qkv", 0),
+            "to_k": ("qkv", 1),
+            "to_v": ("qkv", 2),
+            "to_out.0": ("out", None),
+        }
+        if not dot or end not in names:
+            return []
+        name, part = names[end]
+        return [(f"{stem}{dot}{name}", part)]
+
+
 FILE_NAMES: dict[str, FileNames] = {
     "sd1": _SD1FileNames(),
     "sd2": _SD2FileNames(),
@@ -122,6 +145,7 @@ FILE_NAMES: dict[str, FileNames] = {
     "sd3": _SD3FileNames(),
     "sd35": _SD35FileNames(),
     "flux2-klein": _Flux2KleinFileNames(),
+    "z-image": _ZImageFileNames(),
 }
 """`Family.name` to its file names."""
 

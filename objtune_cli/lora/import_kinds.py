@@ -91,9 +91,13 @@ FOREIGN = tuple(
 """Keys of model families that are not supported."""
 FLUX2_ROWS = (27648, 36864)
 """Outputs of a single-stream block's first layer in FLUX.2 klein, 4B and 9B; the names are those of other models too."""
+OF_Z_IMAGE = re.compile(
+    r"(?:layers|(?:noise|context)_refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward[._]w)"
+)
+"""Keys of Z-Image."""
 WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Widths of the prompt embeddings in cross-attention, and the families."""
-VERSIONS = (("flux_2_klein", "flux2-klein"), ("flux.2-klein", "flux2-klein"), ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3-5", "sd35"), ("sd3.5", "sd35"), ("stable-diffusion-3", "sd3"),
+VERSIONS = (("z_image", "z-image"), ("z-image", "z-image"), ("flux_2_klein", "flux2-klein"), ("flux.2-klein", "flux2-klein"), ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("stable-diffusion-3-5", "sd35"), ("sd3.5", "sd35"), ("stable-diffusion-3", "sd3"),
             ("sd3", "sd3"), ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"), ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"))  # fmt: skip
 """Prefixes of `ss_base_model_version` and `modelspec.architecture`, and the families."""
 
@@ -146,6 +150,8 @@ def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     """Return the name of a supported family, the title of another one, or ""."""
     if any(_is_of_flux2(key, shape) for key, shape in shapes.items()):
         return "flux2-klein"
+    if any(OF_Z_IMAGE.search(key) for key in shapes):
+        return "z-image"
     foreign = next((title for mark, title in FOREIGN for key in shapes if mark.search(key)), "")
     if foreign:
         return foreign

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,8 @@ from objtune_cli.models.base_model import BaseModel
 
 MAX_MAP_SIDE = 16
 """Side of the largest maps that are recorded; finer maps follow edges, not objects (Break-A-Scene, arXiv:2305.16311)."""
+FILLED_UP = 32
+"""Image tokens of layers of one stream are filled up to a multiple of this number (Z-Image)."""
 
 
 def is_joint(attn: Any, words: Tensor | None) -> bool:
@@ -26,6 +28,28 @@ def pad_mask(tokens: Tensor, length: int) -> Tensor:
     if length % len(tokens) == 0:
         return tokens.repeat(length // len(tokens))
     return F.pad(tokens, (0, length - len(tokens)))
+
+
+def rotates_complex(processor: Any) -> bool:
+    """Whether a processor multiplies queries and keys by complex rotary positions (Z-Image)."""
+    return type(processor).__name__ == "ZSingleStreamAttnProcessor"
+
+
+def project_complex(attn: Any, hidden_states: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, heads, length, d) of a layer with complex rotary positions (B, length, d / 2)."""
+    q, k, v = project_qkv(attn, hidden_states, None)
+    q, k = (
+        torch.view_as_real(torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * freqs_cis[:, None])
+        .flatten(3)
+        .to(x.dtype)
+        for x in (q, k)
+    )
+    return q, k, v
+
+
+def widen_mask(mask: Tensor | None) -> Tensor | None:
+    """A mask of keys (B, length) as one of queries and keys; others stay."""
+    return mask[:, None, None] if mask is not None and mask.ndim == 2 else mask
 
 
 def is_single_stream(attn: Any) -> bool:
@@ -120,18 +144,32 @@ class Recorder:
 
     Attributes:
         before: Each layer's former processor, which still computes layers whose maps are too large.
+        image_tokens: Number of image tokens of the call, for layers of one stream.
         complete: Whether recording has ended; a backward pass may compute layers again, in the same way.
     """
 
     def __init__(
-        self, rows: int, largest: int = MAX_MAP_SIDE, before: Mapping[Any, Any] = MappingProxyType({})
+        self,
+        rows: int,
+        largest: int = MAX_MAP_SIDE,
+        before: Mapping[Any, Any] = MappingProxyType({}),
+        image_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
         self.rows, self.largest, self.before, self.complete = rows, largest, before, False
+        self.image_tokens = image_tokens
         self.maps = dict[int, list[Tensor]]()
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *args: Any,
+        freqs_cis: Tensor | None = None,  # by name, because diffusers passes no other arguments on
+        **kwargs: Any,
     ) -> Any:
+        if freqs_cis is not None:
+            return self._record_one_stream(attn, hidden_states, kwargs.get("attention_mask"), freqs_cis)
         cells, joint = hidden_states.shape[1], is_joint(attn, encoder_hidden_states)
         side = math.isqrt(cells)
         is_recorded = side**2 == cells and side <= self.largest
@@ -149,6 +187,25 @@ class Recorder:
         if is_recorded and not self.complete:
             self.maps.setdefault(side, []).append(probs[: self.rows].mean(1))
         return project_out(attn, out, hidden_states, encoder_hidden_states)
+
+    def _record_one_stream(self, attn: Any, hidden_states: Tensor, mask: Tensor | None, freqs_cis: Tensor) -> Any:
+        """A layer over image tokens, tokens that fill up the image, and text tokens, in this order."""
+        cells = self.image_tokens()
+        side = math.isqrt(cells)
+        if side**2 != cells or side > self.largest:
+            return self.before[attn](attn, hidden_states, attention_mask=mask, freqs_cis=freqs_cis)
+        q, k, v = project_complex(attn, hidden_states, freqs_cis)
+        wide = widen_mask(mask)
+        text = slice(cells + -cells % FILLED_UP, None)
+        with torch.autocast(q.device.type, enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=wide, scale=get_scale(attn))
+            logits = q[: self.rows, :, :cells].float() @ k[: self.rows, :, text].float().transpose(-1, -2)
+            logits = logits * get_scale(attn)
+            if mask is not None and mask.ndim == 2:
+                logits = logits.masked_fill(~mask[: self.rows, None, None, text], -1e4)
+        if not self.complete:
+            self.maps.setdefault(side, []).append(logits.softmax(-1).mean(1))
+        return project_out(attn, out, hidden_states, None)
 
     def token_map(self, tokens: Tensor) -> Tensor:
         """Attention to the tokens of a mask (L,) on the finest recorded maps, (rows, s, s), with maximum 1."""
@@ -172,7 +229,9 @@ def record_cross_attention(model: BaseModel, rows: int) -> Iterator[Recorder]:
         if model.family.is_cross_attention(k)
     }
     middle = model.resolution // model.vae_scale_factor // model.family.latent_multiple(model.denoiser.config)
-    recorder = Recorder(rows, max(MAX_MAP_SIDE, middle), plain)  # SDXL's smallest maps have 32 cells a side
+    recorder = Recorder(
+        rows, max(MAX_MAP_SIDE, middle), plain, lambda: model.denoiser.image_tokens
+    )  # SDXL's smallest maps have 32 cells a side
     model.denoiser.set_attn_processor(
         {k: recorder if model.family.is_cross_attention(k) else v for k, v in before.items()}
     )

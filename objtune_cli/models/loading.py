@@ -124,11 +124,13 @@ def _build_model(
     return BaseModel(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        denoiser=single_file_loading.load_component(family.denoiser, weights, folder)
-        if weights
-        else denoiser_file.load(denoiser, folder)
-        if denoiser
-        else family.load_denoiser(folder),
+        denoiser=family.prepare_denoiser(
+            single_file_loading.load_component(family.denoiser, weights, folder)
+            if weights
+            else denoiser_file.load(denoiser, folder)
+            if denoiser
+            else family.load_denoiser(folder)
+        ),
         loaded_vae=_load_vae(folder, device, family.vae_dtype(dtype), weights, vae),
         scheduler=family.load_scheduler(folder, **overrides),
         sampler=family.load_sampler(folder, **overrides),

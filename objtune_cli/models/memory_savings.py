@@ -74,7 +74,7 @@ def retry_with_checkpointing(model: BaseModel, work: Callable[[], T], *, auto: b
 def quantise(model: BaseModel, bits: int) -> None:
     """Replace the linear layers inside the blocks of the denoiser, and of a language model, with those of bitsandbytes."""
     bnb = bitsandbytes(f"train.quantize_base={bits}bit")
-    _quantise_blocks(bnb, model.denoiser, bits, ("blocks.", "mid_block."), model.device)
+    _quantise_blocks(bnb, model.denoiser, bits, model.family.block_names, model.device)
     if model.family.reads_with_language_model:
         _quantise_blocks(bnb, model.text_encoder, bits, ("layers.",), model.device)
 

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from objtune_cli.models.attention import (
     get_scale,
     is_single_stream,
+    project_complex,
     project_out,
     project_qkv,
     project_single_stream,
     project_single_stream_out,
+    rotates_complex,
+    widen_mask,
 )
 
 
@@ -53,10 +56,27 @@ class FloatSingleStreamAttention:
         return project_single_stream_out(attn, _attend(attn, q, k, v), feed_forward)
 
 
-def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+class FloatOneStreamAttention:
+    """The same for layers with complex rotary positions."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        freqs_cis: Tensor | None = None,
+    ) -> Any:
+        assert freqs_cis is not None
+        q, k, v = project_complex(attn, hidden_states, freqs_cis)
+        return project_out(attn, _attend(attn, q, k, v, widen_mask(attention_mask)), hidden_states, None)
+
+
+def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention in float32, in the number format of the queries."""
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
     with torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=get_scale(attn))
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, scale=get_scale(attn))
     return out.to(q.dtype)
 
 
@@ -74,8 +94,10 @@ def run_norms_in_float32(unet: Any) -> None:
         {
             name: FloatSingleStreamAttention()
             if is_single_stream(unet.get_submodule(name.removesuffix(".processor")))
+            else FloatOneStreamAttention()
+            if rotates_complex(processor)
             else FloatAttention()
-            for name in unet.attn_processors
+            for name, processor in unet.attn_processors.items()
         }
     )
     for module in unet.modules():

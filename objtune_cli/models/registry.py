@@ -33,8 +33,6 @@ DISTILLED_SAMPLING = {
     name: {"num_inference_steps": 8, "guidance_scale": 1.0} for name in ("LCMScheduler", "TCDScheduler")
 }
 """Sampling settings of bases that are distilled to few steps, by the sampler that only they have."""
-DISTILLED_FLOW_SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.0}
-"""Sampling settings of flows that are distilled to four steps."""
 DEFAULT_TRAINING: dict[str, Any] = {
     "max_steps": 800, "learning_rate": 1e-4, "embedding_lr": 5e-3, "target_modules": "attention", "batch_size": 1, "target_blocks": "decoder", "prior_loss_interval": 4, "single_forward": False,
 }  # fmt: skip
@@ -229,7 +227,7 @@ def _check_prediction(family: Family, prediction: str) -> None:
 def _apply_overrides(base: BaseSpec, vae: Path | None, prediction: str) -> BaseSpec:
     """Return the base with another VAE or prediction; each changes its fingerprint."""
     base = replace(base, sampling=DISTILLED_SAMPLING.get(schedulers.name_sampler(base.scheduler), base.sampling))
-    base = replace(base, sampling=DISTILLED_FLOW_SAMPLING) if base.distilled_from else base
+    base = replace(base, sampling=base.family.distilled_sampling) if base.distilled_from else base
     if vae is None and not prediction:
         return base
     digest = hashlib.sha256(f"{base.fingerprint}\0{prediction}\0".encode())

@@ -38,8 +38,9 @@ WIDTHS = {
     "sd3": (tiny_sd1.WIDTH, tiny_families.WIDTH_2),
     "sd35": (tiny_sd1.WIDTH, tiny_families.WIDTH_2),
     "flux2-klein": (tiny_families.QWEN_WIDTH,),
+    "z-image": (tiny_families.QWEN_WIDTH,),
 }
-QUICK = ("sdxl", "flux2-klein")
+QUICK = ("sdxl", "flux2-klein", "z-image")
 """The families that are not left to `-m slow`."""
 
 
@@ -48,7 +49,7 @@ def kin_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("kin")
     return {
         "sd2": tiny_families.sd2(top / "two"), "sdxl": tiny_families.sdxl(top / "xl"), "sd3": tiny_families.sd3(top / "three"), "sd35": tiny_families.sd3(top / "three-five", newer=True),
-        "flux2-klein": tiny_families.flux2_klein(top / "klein", with_clip=True),
+        "flux2-klein": tiny_families.flux2_klein(top / "klein", with_clip=True), "z-image": tiny_families.z_image(top / "z", with_clip=True),
     }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_train_generate_compose_export(cli, kin_bases, dog_photo, name):
         assert cli("export", "rex", "--format", form, "--out", f"out-{form}").code == 0
 
 
-@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3", "flux2-klein"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3", "flux2-klein", "z-image"])
 def test_a_run_goes_on_where_it_stopped(cli, kin_bases, dog_photo, monkeypatch, name):
     from objtune_cli.cli.signals import StopFlag
 

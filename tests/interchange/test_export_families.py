@@ -40,6 +40,7 @@ BASES = {
     "sd3": {"id": "sd3", "family": "sd3", "prediction": "flow"},
     "sd35": {"id": "sd35", "family": "sd35", "prediction": "flow"},
     "flux2-klein": {"id": "klein", "family": "flux2-klein", "prediction": "flow"},
+    "z-image": {"id": "z-image", "family": "z-image", "prediction": "flow"},
 }
 
 

@@ -33,5 +33,10 @@ FLUX2_KLEIN_9B: dict[str, Any] = FLUX2_KLEIN_4B | {
     "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288
 }  # fmt: skip
 FLUX2 = {"4b": FLUX2_KLEIN_4B, "9b": FLUX2_KLEIN_9B}
+Z_IMAGE: dict[str, Any] = {
+    "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30,
+    "n_kv_heads": 30, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": 2560, "rope_theta": 256.0, "t_scale": 1000.0,
+    "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512],
+}  # fmt: skip
 DENOISERS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 TRANSFORMERS = {"sd3": SD3, "sd35": SD35}

@@ -5,6 +5,7 @@ SDXL: the levels, transformer depths and layers a block of the real one, two tex
 SD 3: blocks over picture and words together, 16 latent channels that are shifted, T5 beside the two CLIPs. SD 3.5: with norms of queries and keys
 and picture-only attention in the first blocks, and without T5.
 FLUX.2 klein: two double-stream and two single-stream blocks, a language model of four layers, latents of 16 channels in patches.
+Z-Image: two blocks behind two that refine image and prompt each, the same language model.
 """
 
 from pathlib import Path
@@ -27,6 +28,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPConfig,
@@ -51,7 +54,7 @@ WIDTH_2 = 24
 """Of the second text encoder of SDXL and of SD 3."""
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "sd1": {"safety_checker": None}, "sd2": {"safety_checker": None}, "sdxl": {}, "sd3": {}, "sd35": {"text_encoder_3": None, "tokenizer_3": None},
-    "flux2-klein": {},
+    "flux2-klein": {}, "z-image": {},
 }  # fmt: skip
 """What diffusers' pipelines of these bases are told to open without."""
 WIDTH_3 = 48
@@ -297,11 +300,40 @@ def flux2_klein(folder: Path, *, with_clip: bool = False, distilled: bool = Fals
     pipe = Flux2KleinPipeline(scheduler, vae, reader, words, denoiser, is_distilled=distilled)
     pipe.save_pretrained(folder)
     if with_clip:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            clip(tiny_sd1.tokenizer(), tiny_sd1.WIDTH, 2, "quick_gelu").save_pretrained(folder / "clip")
-        tiny_sd1.tokenizer().save_pretrained(folder / "clip")
+        _add_clip(folder)
     return folder
+
+
+def z_image(folder: Path, *, with_clip: bool = False, distilled: bool = False) -> Path:
+    """A base in Z-Image's layout, or in Z-Image-Turbo's (`distilled`); `with_clip`: with a CLIP of a text space of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        words = qwen_tokenizer()
+        reader = qwen3(words)
+        denoiser = ZImageTransformer2DModel(
+            in_channels=4, dim=32, n_layers=2, n_refiner_layers=2, n_heads=2, n_kv_heads=2, cap_feat_dim=QWEN_WIDTH, axes_dims=[8, 4, 4],
+            axes_lens=[600, 32, 32],
+        )  # fmt: skip
+        for pad in (denoiser.x_pad_token, denoiser.cap_pad_token):
+            torch.nn.init.normal_(pad, std=0.5)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(4, 8),
+            latent_channels=4, norm_num_groups=2, sample_size=32, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+            use_post_quant_conv=False, mid_block_add_attention=False,
+        )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if distilled else 6.0)
+    ZImagePipeline(scheduler, vae, reader, words, denoiser).save_pretrained(folder)
+    if with_clip:
+        _add_clip(folder)
+    return folder
+
+
+def _add_clip(folder: Path) -> None:
+    """A CLIP beside a base whose text space is another."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        clip(tiny_sd1.tokenizer(), tiny_sd1.WIDTH, 2, "quick_gelu").save_pretrained(folder / "clip")
+    tiny_sd1.tokenizer().save_pretrained(folder / "clip")
 
 
 def folders(top: Path, names: tuple[str, ...]) -> dict[str, Path]:

@@ -19,7 +19,7 @@ def fetch(
         typer.Option(
             "--base",
             metavar="BASE",
-            help="Base model: sd15, sd21, sdxl, sd3, sd35, klein, or a hub id.",
+            help="Base model: sd15, sd21, sdxl, sd3, sd35, klein, z-image, or a hub id.",
             show_default=False,
         ),
     ] = None,

@@ -12,15 +12,28 @@ from objtune_cli.models.families.sd1 import SD1
 from objtune_cli.models.families.sd2 import SD2
 from objtune_cli.models.families.sd3 import SD3, SD35
 from objtune_cli.models.families.sdxl import SDXL
+from objtune_cli.models.families.z_image import Z_IMAGE
 
-__all__ = ["FAMILIES", "FLUX2_KLEIN", "SD1", "SD2", "SD3", "SD35", "SDXL", "Family", "detect_family", "get_family"]
+__all__ = [
+    "FAMILIES",
+    "FLUX2_KLEIN",
+    "SD1",
+    "SD2",
+    "SD3",
+    "SD35",
+    "SDXL",
+    "Z_IMAGE",
+    "Family",
+    "detect_family",
+    "get_family",
+]
 
 SAME_FAMILY = {
     "StableDiffusionInpaintPipeline": "StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline", "StableDiffusionXLInstructPix2PixPipeline": "StableDiffusionXLPipeline",
 }  # fmt: skip
 """Pipelines of the same components as those of a family; the number of channels of their denoiser tells what they are for."""
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35, FLUX2_KLEIN)
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, SD3, SD35, FLUX2_KLEIN, Z_IMAGE)
 
 
 def get_family(name: str) -> Family:

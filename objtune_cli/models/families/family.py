@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import samplers, schedulers
 from objtune_cli.models.families.component_loading import load_component, load_tokenizer
+from objtune_cli.models.families.diffusers_pipeline import DiffusersPipeline
 from objtune_cli.models.families.latent_space import LatentSpace
 from objtune_cli.models.families.module_sets import MODULES
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from objtune_cli.models.conditioning import Conditioning
 
 
-class Family(LatentSpace):
+class Family(LatentSpace, DiffusersPipeline):
     """One family of base models: detects its folders, loads its components, encodes prompts and calls the denoiser.
 
     A new family is a subclass that sets `name`, `title`, `hub`, `clip_models` and `licence`, and defines `matches`. It
@@ -31,7 +32,8 @@ class Family(LatentSpace):
         hub: Alias to hub repository and commit. licence: SPDX-like name and address of the licence of those weights.
         clip_models: For each text encoder the hub repository of the CLIP model that it is a part of.
         shares_clip_space: Whether the text encoders are those of CLIP models; otherwise `clip_models` measure only.
-        sampling: Default settings of sampling. training: Default settings of training.
+        sampling: Default settings of sampling. distilled_sampling: Those of distilled siblings. training: Default settings of training.
+        block_names: Parts of the names of layers inside the denoiser's blocks, which quantisation replaces.
         prediction: Prediction type if the scheduler's config has none: "epsilon", "v_prediction" or "flow".
         denoiser_class: The denoiser's class in diffusers. text_encoder_type: Start of `model_type` in the text encoders' configs.
         reads_with_language_model: Whether the text encoder is a language model, as large as the denoiser.
@@ -54,7 +56,9 @@ class Family(LatentSpace):
     clip_models: ClassVar[tuple[str, ...]]
     shares_clip_space: ClassVar[bool] = True
     sampling: ClassVar[dict[str, float]] = {"num_inference_steps": 30, "guidance_scale": 7.5}
+    distilled_sampling: ClassVar[dict[str, float]] = {"num_inference_steps": 4, "guidance_scale": 1.0}
     training: ClassVar[dict[str, Any]] = {}
+    block_names: ClassVar[tuple[str, ...]] = ("blocks.", "mid_block.")
     licence: ClassVar[tuple[str, str]]
     denoiser: ClassVar[str] = "unet"
     denoiser_class: ClassVar[str] = "UNet2DConditionModel"
@@ -132,6 +136,10 @@ class Family(LatentSpace):
         import diffusers
 
         return load_component(getattr(diffusers, self.denoiser_class), folder, self.denoiser)
+
+    def prepare_denoiser(self, denoiser: Any) -> Any:
+        """The loaded denoiser, as `predict` and hooks call it; families change its interface here."""
+        return denoiser
 
     def text_encoder_dtype(self, dtype: Any) -> Any:
         """Number format of the text encoders if the denoiser has `dtype`; gradients of tokens need the precision."""
@@ -251,8 +259,18 @@ class Family(LatentSpace):
         return ".attn2.to_k" in layer or ".attn2.to_v" in layer
 
     def acts_on_all_tokens(self, layer: str) -> bool:
-        """Whether a layer of the denoiser acts on text tokens, then image tokens."""
+        """Whether a layer of the denoiser acts on text and image tokens in one sequence, see `row_weights`."""
         return False
+
+    def row_weights(self, model: "BaseModel", text: "Tensor", image: "Callable[[int], Tensor]", rows: int) -> "Tensor":
+        """Weights (B, rows) of the rows of such a layer, from those of text tokens (B, L): text tokens come first.
+
+        Args:
+            image: Returns the weights (B, n) of n image tokens.
+        """
+        import torch
+
+        return torch.cat([text, image(rows - text.shape[1])], dim=1)
 
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """Layers for `train.target_blocks=decoder`.
@@ -273,39 +291,6 @@ class Family(LatentSpace):
     def denoiser_kwargs(self, model: "BaseModel", condition: "Conditioning", height: int, width: int) -> dict[str, Any]:
         """Arguments of the denoiser besides latents and timesteps, for images of `height` x `width` px."""
         return {"encoder_hidden_states": condition.sequence}
-
-    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
-        """Build the pipeline of diffusers from loaded components; it takes `pipeline_kwargs`."""
-        from diffusers import StableDiffusionPipeline
-
-        if scheduler.config.get("steps_offset", 1) != 1:  # the pipeline would set it too, with a warning
-            scheduler.register_to_config(steps_offset=1)
-        return StableDiffusionPipeline(
-            vae=model.vae, text_encoder=None, tokenizer=None, unet=model.denoiser, scheduler=scheduler, safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
-
-    def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
-        """Arguments of the pipeline: the encoded prompts and negative prompts, B each."""
-        kwargs: dict[str, Any] = {"prompt_embeds": condition.sequence, "negative_prompt_embeds": negative.sequence}
-        if condition.pooled is not None:
-            kwargs |= {"pooled_prompt_embeds": condition.pooled, "negative_pooled_prompt_embeds": negative.pooled}
-        return kwargs
-
-    def diffusers_prompt(self, pipe: Any, prompt: str, class_prompt: str) -> dict[str, Any]:
-        """Arguments of diffusers' own pipeline for a prompt with tokens such as `<rex>`, and the same prompt in class words."""
-        return {"prompt": prompt}
-
-    def callback_kwargs(
-        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
-    ) -> "dict[str, Tensor | None]":
-        """Variables that a step callback must set to change the conditioning inside the pipeline's loop.
-
-        Args:
-            condition: Of the batch of a denoiser call: under classifier-free guidance the negative prompts come first.
-            height, width: Size of the images, px.
-        """
-        return {"prompt_embeds": condition.sequence}
 
     def _index(self, folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_bytes())

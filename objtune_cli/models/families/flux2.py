@@ -7,7 +7,6 @@ Latents are (B, 128, h, w), one cell per 16 px: patches of 2 x 2 of the VAE's la
 of its batch norm.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from objtune_cli.models.families import pipeline_folder as folders
 from objtune_cli.models.families import qwen3_text_encoder, samplers
-from objtune_cli.models.families.flow import FlowFamily
 from objtune_cli.models.families.module_sets import ATTENTION
+from objtune_cli.models.families.qwen3_flow import Qwen3FlowFamily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,34 +27,25 @@ TEXT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 SINGLE_STREAM = ("attn.to_qkv_mlp_proj", "attn.to_out")
 """The layers of a single-stream block: queries, keys, values and feed-forward network in one, and both outputs in one."""
 FEED_FORWARD = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
-MAX_TOKENS = 512
 PATCH = 2
 """Side of the patches of VAE latents that make a latent cell."""
-IMAGE_SIDE = 1024
-"""Side of the training images, px, if the VAE's config has none."""
 REFERENCE_TIME = 10
 """Time between the positions of the image and of each picture beside the prompt."""
 TRAINING_SHIFT = ((256, 0.5), (4096, 1.15))
 """Number of image tokens to the logarithm of the shift of the noise levels in training, as for FLUX.1."""
 
 
-class _Flux2Klein(FlowFamily):
+class _Flux2Klein(Qwen3FlowFamily):
     name = "flux2-klein"
     title = "FLUX.2 klein"
     pipeline = "Flux2KleinPipeline"
-    denoiser = "transformer"
     denoiser_class = "Flux2Transformer2DModel"
     vae_class = "AutoencoderKLFlux2"
-    text_encoder_type = "qwen3"
-    reads_with_language_model = True
-    max_prompt_tokens = MAX_TOKENS
-    reads_prompt_weights = False
+    thinking = False
     hub: ClassVar = {
         "klein": ("black-forest-labs/FLUX.2-klein-base-4B", "a3b4f4849157f664bdbc776fd7453c2783562f4d"),
         "klein-turbo": ("black-forest-labs/FLUX.2-klein-4B", "e7b7dc27f91deacad38e78976d1f2b499d76a294"),
     }
-    clip_models = ("openai/clip-vit-large-patch14",)
-    shares_clip_space = False
     sampling: ClassVar = {"num_inference_steps": 50, "guidance_scale": 4.0}
     training: ClassVar = {"target_blocks": "all"}
     modules: ClassVar = {
@@ -65,8 +55,6 @@ class _Flux2Klein(FlowFamily):
         "attention+ff": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
         "all": ATTENTION + TEXT_ATTENTION + SINGLE_STREAM + FEED_FORWARD,
     }
-    takes_attention_mask = True
-    pipeline_sets_levels = True
     takes_references = True
     licence = ("apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B/blob/main/LICENSE.md")
 
@@ -113,12 +101,6 @@ class _Flux2Klein(FlowFamily):
         """Qwen3 up to three quarters of its layers."""
         return qwen3_text_encoder.load(folder, qwen3_text_encoder.count_layers(folder) * 3 // 4)
 
-    def text_encoder_dtype(self, dtype: Any) -> Any:
-        """bfloat16 with half precision, because float16 overflows; only the rows of placeholders are in float32."""
-        import torch
-
-        return torch.float32 if dtype == torch.float32 else torch.bfloat16
-
     def latent_channels(self, denoiser: Any) -> int:
         """Those of the denoiser's input if its config names no output."""
         return int(denoiser.out_channels or denoiser.in_channels)
@@ -130,10 +112,6 @@ class _Flux2Klein(FlowFamily):
     def cell_size(self, vae: Mapping[str, Any]) -> int:
         """Pixels per patch."""
         return super().cell_size(vae) * PATCH
-
-    def training_side(self, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-        """From the VAE's config, because the denoiser's has no size."""
-        return int(vae.get("sample_size") or IMAGE_SIDE) // self.cell_size(vae)
 
     def normalise_latents(self, vae: Any, mean: "Tensor", std: "Tensor") -> "tuple[Tensor, Tensor]":
         """Patches less the running mean of the VAE's batch norm, over its running deviation."""
@@ -151,21 +129,6 @@ class _Flux2Klein(FlowFamily):
     def latent_multiple(self, config: Any) -> int:
         """A cell is a token."""
         return 1
-
-    def prompt_text(self, model: "BaseModel", text: str) -> str:
-        """A chat message without reasoning; weights are left out."""
-        from objtune_cli.models.prompt_syntax import plain_text
-
-        text = plain_text(text, model.prompt_syntax)
-        return qwen3_text_encoder.apply_template(model.tokenizer, text, thinking=False)
-
-    def word_ids(self, tokenizer: Any, word: str) -> list[int]:
-        """Behind a space, because its tokenizer has other tokens for the start of a text."""
-        return qwen3_text_encoder.word_ids(tokenizer, word)
-
-    def add_tokens(self, tokenizer: Any, tokens: list[str]) -> None:
-        """Placeholder tokens take the space before them."""
-        qwen3_text_encoder.add_tokens(tokenizer, tokens)
 
     def encode_prompt(self, model: "BaseModel", texts: list[str], max_tokens: int = 0) -> "Conditioning":
         """Three hidden states of Qwen3 side by side."""
@@ -190,7 +153,9 @@ class _Flux2Klein(FlowFamily):
 
     def make_sampler(self, scheduler: Any, name: str, cells: int = 0) -> Any:
         """Noise levels shifted by the number of image tokens and of steps."""
-        sampler = samplers.make_flow_sampler(_without_shift(scheduler), "euler" if name == "auto" else name, self.title)
+        sampler = samplers.make_flow_sampler(
+            samplers.without_shift(scheduler), "euler" if name == "auto" else name, self.title
+        )
         return samplers.shift_by_steps(sampler, partial(sampling_shift, cells))
 
     def is_cross_attention(self, processor: str) -> bool:
@@ -208,11 +173,6 @@ class _Flux2Klein(FlowFamily):
     def decoder_layers(self, denoiser: Any) -> tuple[tuple[str, ...], list[Any]]:
         """The single-stream blocks; all blocks need gradients, because text tokens run through all of them."""
         return ("single_transformer_blocks.",), []
-
-    def predict(self, model: "BaseModel", z_t: "Tensor", t: "Tensor", condition: "Conditioning") -> "Tensor":
-        """The velocity (B, C, h, w) for z_t (B, C, h, w), timesteps t (B,) and the conditioning of B prompts."""
-        levels = self.training_levels(model, z_t.shape[-2] * z_t.shape[-1])
-        return self._predict_at(model, z_t, levels[t.cpu()].to(model.device), condition)
 
     def _predict_at(self, model: "BaseModel", z_t: "Tensor", sigma: "Tensor", condition: "Conditioning") -> "Tensor":
         """The velocity at noise levels sigma (B,); clean pictures stand behind the image."""
@@ -249,27 +209,11 @@ class _Flux2Klein(FlowFamily):
             "guidance": None,
         }
 
-    def build_pipeline(self, model: "BaseModel", scheduler: Any) -> Any:
-        """The loop of this package: diffusers' pipeline calls the denoiser twice for guidance."""
-        from objtune_cli.models.families.flow_pipeline import FlowPipeline
-
-        return FlowPipeline(model, scheduler, partial(self._predict_at, model))
-
-    def pipeline_kwargs(self, condition: "Conditioning", negative: "Conditioning") -> dict[str, Any]:
-        """The encoded prompts as they are."""
-        return {"condition": condition, "negative": negative}
-
     def diffusers_prompt(self, pipe: Any, prompt: str, class_prompt: str) -> dict[str, Any]:
-        """Without a space before a token, which a placeholder token takes; and the states that a smaller encoder gives."""
-        converted = re.sub(" (?=<)", "", pipe.maybe_convert_prompt(prompt, pipe.tokenizer))
+        """With the states that a smaller encoder gives."""
         layers = int(pipe.text_encoder.config.num_hidden_layers)
-        return {"prompt": converted, "text_encoder_out_layers": (layers // 4, layers // 2, layers * 3 // 4)}
-
-    def callback_kwargs(
-        self, model: "BaseModel", condition: "Conditioning", height: int, width: int
-    ) -> "dict[str, Any]":
-        """The conditioning of the batch."""
-        return {"condition": condition}
+        states = (layers // 4, layers // 2, layers * 3 // 4)
+        return {**super().diffusers_prompt(pipe, prompt, class_prompt), "text_encoder_out_layers": states}
 
 
 def sampling_shift(cells: int, steps: int) -> float:
@@ -293,11 +237,6 @@ def sampling_shift(cells: int, steps: int) -> float:
 
 def _describe_size(double: int, single: int, width: int) -> str:
     return f"{double} + {single} blocks, {width} wide"
-
-
-def _without_shift(scheduler: Any) -> Any:
-    """The scheduler with levels that are not shifted."""
-    return type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=1.0)
 
 
 def _to_patches(latents: "Tensor") -> "Tensor":

@@ -61,12 +61,15 @@ def apply_template(tokenizer: Any, text: str, *, thinking: bool) -> str:
     return templated
 
 
-def encode(model: "BaseModel", texts: list[str], max_tokens: int, states: Sequence[int]) -> "Tensor":
+def encode(
+    model: "BaseModel", texts: list[str], max_tokens: int, states: Sequence[int], *, keep_padding: bool = True
+) -> "Tensor":
     """Hidden states side by side, (B, L, k d).
 
     Args:
         max_tokens: Encode only so many leading tokens; 0: all, with padding. The rows are the same either way.
         states: Numbers of the hidden states, 0 for the token vectors, n for the output of layer n.
+        keep_padding: Whether the rows of padding tokens are their hidden states; otherwise they are zeros.
     """
     import torch
 
@@ -76,7 +79,8 @@ def encode(model: "BaseModel", texts: list[str], max_tokens: int, states: Sequen
         ids, mask = ids[:, :max_tokens], mask[:, :max_tokens]
     encoder = model.text_encoder.to(model.device)  # it may be offloaded
     hidden = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-    return torch.cat([hidden[k] for k in states], dim=-1).to(model.dtype)
+    rows = torch.cat([hidden[k] for k in states], dim=-1).to(model.dtype)
+    return rows if keep_padding else rows * mask[..., None].to(rows)
 
 
 def word_ids(tokenizer: Any, word: str) -> list[int]:

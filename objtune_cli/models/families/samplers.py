@@ -136,6 +136,11 @@ def make_flow_sampler(scheduler: Any, name: str, title: str) -> Any:
     )  # fmt: skip
 
 
+def without_shift(scheduler: Any) -> Any:
+    """A flow's scheduler with levels that are not shifted."""
+    return type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=1.0)
+
+
 def shift_by_steps(sampler: Any, shift: Callable[[int], float]) -> Any:
     """A sampler from `make_flow_sampler` whose noise levels are shifted by s -> a s / (1 + (a - 1) s).
 
