@@ -13,6 +13,7 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
+Base: Any = ZImageTransformer2DModel
 MULTIPLE = 32
 """Image and prompt are filled up to a multiple of so many tokens."""
 PATCH = 2
@@ -25,7 +26,7 @@ def pad_length(length: int) -> int:
     return -length % MULTIPLE
 
 
-class Transformer(AttentionMixin, ZImageTransformer2DModel):  # type: ignore[misc]
+class Transformer(AttentionMixin, Base):  # type: ignore[misc]
     """diffusers' transformer, called with tensors.
 
     Attributes:
@@ -36,7 +37,7 @@ class Transformer(AttentionMixin, ZImageTransformer2DModel):  # type: ignore[mis
     image_tokens: int
     mask: Tensor | None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         timestep: Tensor,
