@@ -16,6 +16,7 @@ from objtune_cli.store.refs import Ref
 from objtune_cli.workflow import prompt_request, trained_objects
 from objtune_cli.workflow.context import StageContext, StageResult
 from objtune_cli.workflow.reporting import NotesOnce
+from objtune_cli.workflow.trained_objects import PromptObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,10 +77,9 @@ def _sample_scenes(ctx: StageContext, scenes: Sequence[scene_plan.PlannedScene])
     for syntax, request in {each.config.prompt_syntax: each.request for each in scenes}.items():
         base_model.prompt_syntax = syntax
         prompt_request.check_lengths(ctx, base_model, placeholders, request)
-    lora_names = _load_adapters(base_model, [item for each in scenes for item in each.objects], weights)
+    activate = _load_adapters(base_model, [each.objects for each in scenes], weights)
     for each in scenes:
-        names = [lora_names[item.record.ref, item.strength] for item in each.objects]
-        _activate_adapters(base_model, [name for name in names if name])
+        activate(each.objects)
         with (
             extra_loras.active_loras(base_model, each.loras, loaded),
             references.shown(ctx, base_model, each.references),
@@ -120,29 +120,34 @@ def reuse_scene(
 
 
 def _load_adapters(
-    base_model: "BaseModel", objects: list[trained_objects.PromptObject], weights: dict[str, dict[str, Any]]
-) -> dict[tuple[Ref, float], str]:
+    base_model: "BaseModel", scenes: Sequence[Sequence[PromptObject]], weights: dict[str, dict[str, Any]]
+) -> Callable[[Sequence[PromptObject]], None]:
     """Load every adapter once for each of its strengths.
 
     Returns:
-        (adapter, strength) to the LoRA's name in the denoiser; "" for an adapter without LoRA.
+        A function that activates the adapters of a scene, whose deltas are added. They become part of the denoiser's
+        weights where that is possible; other scenes of the command make no difference to that.
     """
-    from objtune_cli.lora import layers
+    from objtune_cli.lora import folding, layers
 
+    scaled = {
+        (item.record.ref, item.strength): trained_objects.scale_lora(weights[item.name], item.strength)
+        for item in itertools.chain(*scenes)
+    }
     names: dict[tuple[Ref, float], str] = {}
-    for item in objects:
-        if (item.record.ref, item.strength) not in names:
-            name = f"lora{len(names)}"
-            has_lora = layers.load(base_model, trained_objects.scale_lora(weights[item.name], item.strength), name)
-            names[item.record.ref, item.strength] = name if has_lora else ""
-    return names
 
+    def activate(objects: Sequence[PromptObject]) -> None:
+        keys = list(dict.fromkeys((item.record.ref, item.strength) for item in objects))
+        is_folded = folding.fold(base_model, [scaled[key] for key in keys])
+        for key in keys:
+            if not is_folded and key not in names:
+                name = f"lora{len(names)}"
+                names[key] = name if layers.load(base_model, scaled[key], name) else ""  # an adapter may have no LoRA
+        layers.set_active(base_model, [] if is_folded else [names[key] for key in keys if names[key]])
 
-def _activate_adapters(base_model: "BaseModel", names: list[str]) -> None:
-    """Activate these LoRAs only; the deltas of several are added."""
-    from objtune_cli.lora import layers
-
-    layers.set_active(base_model, list(dict.fromkeys(names)))
+    for objects in scenes:
+        activate(objects)  # an adapter of another base is refused before anything is drawn
+    return activate
 
 
 def _sample_scene(

@@ -1,16 +1,41 @@
-"""Whether the adapters on a base model act: LoRA layers belong to the networks, so this needs no adapter of its own."""
+"""Whether the adapters on a base model act: as layers of its networks, or folded into weights of the denoiser."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from objtune_cli.models.base_model import BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedWeights:
+    """Parameters of the denoiser that LoRAs are folded into, see `lora.folding`.
+
+    Attributes:
+        base, folded: The values of each parameter without and with the LoRAs.
+    """
+
+    parameters: "list[nn.Parameter]"
+    base: "list[Tensor]"
+    folded: "list[Tensor]"
+
+    def enable(self, enabled: bool) -> None:
+        """Give the parameters the values with the LoRAs, or without them; nothing is copied."""
+        for parameter, value in zip(self.parameters, self.folded if enabled else self.base, strict=True):
+            parameter.data = value
 
 
 @contextlib.contextmanager
 def disabled(model: "BaseModel") -> Iterator[None]:
     """Inside, no LoRA acts and the base is the frozen one; afterwards those act that acted."""
+    if model.folded_weights is not None:
+        with _unfolded(model, model.folded_weights):
+            yield
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     networks = [n for n in (model.denoiser, *model.text_encoders) if getattr(n, "peft_config", None)]
@@ -29,3 +54,15 @@ def disabled(model: "BaseModel") -> Iterator[None]:
             layer.enable_adapters(True)
         for p in frozen:  # which peft lets learn when it wakes a layer
             p.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _unfolded(model: "BaseModel", weights: FoldedWeights) -> Iterator[None]:
+    """Inside, the denoiser has the base's weights; afterwards those that it had."""
+    before, model.adapters_disabled = model.adapters_disabled, True
+    weights.enable(False)
+    try:
+        yield
+    finally:
+        model.adapters_disabled = before
+        weights.enable(not before)

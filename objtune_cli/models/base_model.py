@@ -13,6 +13,7 @@ from torch import Tensor
 
 from objtune_cli.errors import UsageError
 from objtune_cli.models import families, finite_checks, prompt_encoding
+from objtune_cli.models.adapter_state import FoldedWeights
 from objtune_cli.models.conditioning import Conditioning
 from objtune_cli.models.families import component_loading, schedulers
 from objtune_cli.models.picture_inputs import PictureInputs
@@ -49,6 +50,7 @@ class BaseModel:
         picture_inputs: The further inputs of an inpainting or editing model's denoiser; None for a text-to-image model.
         references: Latents of pictures that the denoiser sees beside the prompt, (1, C, h, w) each; only of families that take them.
         adapters_disabled: Whether LoRAs are disabled (`adapter_state.disabled`).
+        folded_weights: The denoiser's weights with LoRAs folded into them, and without; None if no LoRA is folded.
     """
 
     tokenizer: Any
@@ -74,6 +76,7 @@ class BaseModel:
     picture_inputs: PictureInputs | None = None
     references: tuple[Tensor, ...] = ()
     adapters_disabled: bool = False
+    folded_weights: FoldedWeights | None = None
     prompt_syntax: str = PLAIN
     reload_vae_fp32: Callable[[], Any] | None = None
     note: Callable[[str], None] = lambda text: None

@@ -6,9 +6,13 @@ transformers. If the library loads, nothing is changed.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
+
+from objtune_cli.runtime import lazy_modules
 
 _MISSING = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -46,10 +50,11 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 
 def complete() -> bool:
-    """Declare the operators if they are missing, and return whether that was necessary."""
+    """Declare the operators if they are missing, and return whether that was necessary; torchvision is not imported."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or _declared:
         return bool(_declared)
+    lazy_modules.install()
     for library in Path(spec.origin).parent.glob("_C.*"):
         try:
             torch.ops.load_library(str(library))
@@ -66,9 +71,10 @@ def _declare() -> None:
         library.define(schema)
         library.impl(name, nms, "CPU")
     _declared.append(library)
+    lazy_modules.install({"torchvision.ops.boxes": _replace_nms})
 
-    import torchvision.ops.boxes
 
-    # torchvision's wrapper requires its library; this nms does not.
-    torchvision.ops.boxes.nms = nms
-    torchvision.ops.nms = nms
+def _replace_nms(module: ModuleType, execute: Callable[[], None]) -> None:
+    """Execute torchvision's module, and put `nms` in place of its wrapper, which requires the library."""
+    execute()
+    module.nms = nms  # type: ignore[attr-defined]

@@ -69,6 +69,7 @@ def test_boxes_without_area_do_not_suppress() -> None:
 
 
 def test_torchvision_imports_and_its_callers_run() -> None:
+    torchvision_compat.complete()
     import torchvision
     from torchvision.ops import boxes
 

@@ -86,10 +86,28 @@ def base(run: CommandRun, seed: Seed = None, quick: Quick = False, out: OutDir =
     return print_rows(run, suite.run(_work_in(ctx, out), out, dial, _reduce(config, quick=quick)), [out / "base.png"])
 
 
-def speed(run: CommandRun, quick: Quick = False, out: OutDir = OUT) -> CommandResult:
+def speed(
+    run: CommandRun,
+    start: Annotated[
+        bool, typer.Option("--start", help="Time what each command imports, instead of a training step.")
+    ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Time `generate` against a script of diffusers, as whole processes.")
+    ] = False,
+    quick: Quick = False,
+    out: OutDir = OUT,
+) -> CommandResult:
     from objtune_cli.bench.suites import speed as suite
 
     ctx, config = resolve_unsharded(run)
+    if start:
+        from objtune_cli.bench.suites import start as start_suite
+
+        return print_rows(run, start_suite.run(ctx, config), [])
+    if pictures:
+        from objtune_cli.bench.suites import pictures as picture_suite
+
+        return print_rows(run, picture_suite.run(ctx, config), [])
     runs_script = bool(config.diffusers_script) and not quick
     if runs_script:
         from objtune_cli.bench.suites import diffusers_script
