@@ -68,7 +68,17 @@ def test_a_pipeline_of_no_family_is_one_line(folders: dict[str, Path], tmp_path:
 
 
 def test_every_alias_is_pinned_to_a_commit() -> None:
-    assert hub_cache.HUB_REPOSITORIES.keys() == {"sd15", "sd21", "sdxl", "sd3", "sd35", "klein", "klein-turbo"}
+    assert hub_cache.HUB_REPOSITORIES.keys() == {
+        "sd15",
+        "sd21",
+        "sdxl",
+        "sd3",
+        "sd35",
+        "klein",
+        "klein-turbo",
+        "z-image",
+        "z-image-turbo",
+    }
     for repository in hub_cache.HUB_REPOSITORIES.values():
         assert len(hub_cache.REVISIONS[repository]) == 40 and int(hub_cache.REVISIONS[repository], 16)
     for family in families.FAMILIES:
