@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from objtune_cli.models.registry import TOYBOX_FOLDER
 from objtune_cli.toybox.recipe import __main__ as command
-from objtune_cli.toybox.recipe import samples
+from objtune_cli.toybox.recipe import denoiser, samples, vae
 from objtune_cli.toybox.recipe.presets import PRESETS
 
 
@@ -41,3 +43,14 @@ def test_a_base_of_the_same_world_is_trained_further_with_its_latents(name: str,
     preset = command.continued(replace(PRESETS[name], start=str(TOYBOX_FOLDER)))
     assert preset.vae_steps == steps and preset.denoiser_steps > 0
     assert command.continued(PRESETS[name]) == PRESETS[name]
+
+
+def test_the_model_under_way_is_trained_further_as_it_is() -> None:
+    """Its denoiser and its VAE have the preset's shapes, so that both start from it whole."""
+    preset = command.continued(replace(PRESETS["marked"], start=str(Path(command.__file__).parent / "marked")))
+    assert (preset.vae_steps, preset.text_steps) == (0, 0)
+    for part, network in (("vae", vae.build(preset)), ("unet", denoiser.build(preset))):
+        (file,) = (Path(preset.start) / part).glob("*.safetensors")
+        tensors, own = load_file(file), network.state_dict()
+        assert tensors.keys() == own.keys()
+        assert all(torch.equal(own[name], value.float()) for name, value in tensors.items())
