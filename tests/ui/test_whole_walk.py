@@ -306,7 +306,7 @@ def test_two_pages_and_a_shell_do_each_other_no_harm(
         for each, count in ((view, 2), (other, 1)):
             each.get_by_label("Images", exact=True).fill(str(count))
         results: list[subprocess.CompletedProcess[str]] = []
-        words = ("generate", "a photo of <dog> on the beach", "-n", "2", "--seed", "0")
+        words = ("generate", "a photo of <cup> on the beach", "-n", "2", "--seed", "0")
         shell = threading.Thread(target=lambda: results.append(objtune(*words)))
         shell.start()
         view.get_by_role("button", name="Draw", exact=True).click()
@@ -322,7 +322,7 @@ def test_two_pages_and_a_shell_do_each_other_no_harm(
         card.get_by_role("button", name="Rename").click()  # what the shell has renamed
         view.get_by_label("New name").fill("bowl")
         view.get_by_role("dialog").get_by_role("button", name="Rename").click()
-        view.get_by_text("there is no", exact=False).first.wait_for()
+        view.get_by_text("no object is called cup", exact=False).first.wait_for()
         view.reload()
         view.get_by_role("heading", name="mug").wait_for()
         for screen in SCREENS:
