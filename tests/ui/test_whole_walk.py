@@ -187,6 +187,7 @@ def tidy(view: Any, shots: Path, project: Path) -> None:
         dialog = view.get_by_role("dialog")
         dialog.get_by_label("Format").click()
         view.get_by_role("option", name=form).click()
+        view.get_by_role("listbox").wait_for(state="hidden")
         assert browser.axe_faults(view) == []
         dialog.get_by_role("button", name="Export").click()
         with view.expect_download() as download:
