@@ -27,8 +27,9 @@ PLAIN = """
 import sys
 from objtune_cli.runtime import torchvision_compat  # repairs torchvision on machines whose torch cannot load it
 torchvision_compat.complete()
-own = sorted(m for m in sys.modules if m.startswith("objtune_cli"))
-assert own == ["objtune_cli", "objtune_cli.runtime", "objtune_cli.runtime.torchvision_compat", "objtune_cli.version"], own
+own = {m for m in sys.modules if m.startswith("objtune_cli")}
+repair = {"objtune_cli.runtime.lazy_modules", "objtune_cli.runtime.torchvision_compat"}
+assert own == {"objtune_cli", "objtune_cli.runtime", "objtune_cli.version", *repair}, own
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
