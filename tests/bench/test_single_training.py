@@ -99,6 +99,7 @@ def test_a_child_may_finish_what_it_does_before_it_ends(context: Callable[..., S
     assert saved.exists()
 
 
+@pytest.mark.commands
 def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., StageContext], case: Case) -> None:
     """And what it learned is drawn with."""
     ctx = context()
@@ -137,6 +138,7 @@ def test_a_trial_is_the_real_command_on_photo_and_mask(context: Callable[..., St
     assert rendering.sample_case(ctx, model, words, case, f"<{case.name}>").shape == (len(case.prompts), 32, 32, 3)
 
 
+@pytest.mark.commands
 def test_a_method_of_several_photos_trains_on_all_of_them(context: Callable[..., StageContext], case: Case) -> None:
     from objtune_cli.store.refs import Ref
 

@@ -38,6 +38,7 @@ def curves() -> dict[str, Any]:
     return document
 
 
+@pytest.mark.commands
 def test_samples_do_not_change_the_adapter(train: Callable[..., Any]) -> None:
     assert train("--sample-every", 0).code == 0
     plain, document = adapter(), curves()
@@ -59,6 +60,7 @@ def test_samples_do_not_change_the_adapter(train: Callable[..., Any]) -> None:
     assert len(set(document["curves"]["loss"])) == 4
 
 
+@pytest.mark.commands
 def test_the_strip_has_a_column_per_sample_and_a_row_per_prompt(train: Callable[..., Any]) -> None:
     train("--sample-every", 1, "--no-scores")
     strip = np.asarray(Image.open(FOLDER / "samples.png"))
@@ -102,6 +104,7 @@ def test_curves_and_samples_survive_an_interruption(
     }
 
 
+@pytest.mark.commands
 def test_each_of_several_objects_has_its_own(cli: Any, base: Path, dog_photo: Path) -> None:
     write_settings(base, max_steps=2)
     Image.open(dog_photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("mirrored.png")

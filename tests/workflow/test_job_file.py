@@ -394,6 +394,7 @@ def test_one_photo_that_fails_stops_no_other_and_the_rest_is_reused(cli, batch, 
     assert {p: p.read_bytes() for p in (project / "artifacts").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.commands
 @pytest.mark.timeout(300)
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(batch, project):
     text = batch.read_text().replace("train.max_steps=4", "train.max_steps=100000")
