@@ -46,11 +46,9 @@ def fold(model: BaseModel, loras: Sequence[Mapping[str, Tensor]]) -> bool:
     deltas = {name: _sum_deltas(factors, name) for name in layers}
     if any(delta.shape != weights[name].shape for name, delta in deltas.items()):
         return False  # which `layers.load` reports
-    parameters = list(weights.values())
+    folded = [weights[name].detach() + delta.to(weights[name].device) for name, delta in deltas.items()]
     model.folded_weights = FoldedWeights(
-        parameters,
-        [parameter.data for parameter in parameters],
-        [weights[name].data + delta.to(weights[name].device) for name, delta in deltas.items()],
+        list(layers.values()), list(weights.values()), [nn.Parameter(value, requires_grad=False) for value in folded]
     )
     model.folded_weights.enable(True)
     return True

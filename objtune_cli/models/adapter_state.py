@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from objtune_cli.models.base_model import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
 class FoldedWeights:
-    """Parameters of the denoiser that LoRAs are folded into, see `lora.folding`.
+    """Layers of the denoiser that LoRAs are folded into, see `lora.folding`.
 
     Attributes:
-        base, folded: The values of each parameter without and with the LoRAs.
+        base, folded: The weights of each layer without and with the LoRAs.
     """
 
-    parameters: "list[nn.Parameter]"
-    base: "list[Tensor]"
-    folded: "list[Tensor]"
+    layers: "list[nn.Module]"
+    base: "list[nn.Parameter]"
+    folded: "list[nn.Parameter]"
 
     def enable(self, enabled: bool) -> None:
-        """Give the parameters the values with the LoRAs, or without them; nothing is copied."""
-        for parameter, value in zip(self.parameters, self.folded if enabled else self.base, strict=True):
-            parameter.data = value
+        """Give the layers the weights with the LoRAs, or without them; nothing is copied."""
+        for layer, weight in zip(self.layers, self.folded if enabled else self.base, strict=True):
+            layer.weight = weight
 
 
 @contextlib.contextmanager
